@@ -1,0 +1,1 @@
+"""An architecture as data, and how it is read from a model."""

@@ -1,0 +1,1 @@
+"""Everything that makes generators and measures them (extra ``[train]``); the init path never imports it."""

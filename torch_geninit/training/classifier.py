@@ -1,0 +1,156 @@
+"""Train and measure one image classifier by a fixed recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torch_geninit.training.data import Split
+from torch_geninit.training.run import Run
+
+
+class Phase(NamedTuple):
+    """Epochs at one image resolution; small images make early epochs cheap."""
+
+    resolution: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with Nesterov momentum; the rate rises linearly over ``warmup`` of all steps, then falls linearly to 0."""
+
+    phases: Sequence[Phase]
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    warmup: float = 0.2
+    augment: bool = True
+
+    @property
+    def epochs(self) -> int:
+        return sum(phase.epochs for phase in self.phases)
+
+    def resolution(self, epoch: int) -> int:
+        for phase in self.phases:
+            if epoch < phase.epochs:
+                return phase.resolution
+            epoch -= phase.epochs
+        raise IndexError(f"the recipe has {self.epochs} epochs")
+
+    def lr_at(self, progress: float) -> float:
+        """Learning rate at ``progress`` in [0, 1]."""
+        rising = progress / self.warmup if self.warmup else math.inf
+        return self.lr * min(rising, (1 - progress) / (1 - self.warmup))
+
+
+class Score(NamedTuple):
+    accuracy: float
+    nll: float
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, data: Split) -> Tensor:
+    """Return the logits (N, classes) of ``model`` in eval mode; its mode is put back afterwards."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    logits = torch.cat([model(images.to(device)).float().cpu() for images, _ in data.batches()])
+    model.train(was_training)
+    return logits
+
+
+def score(model: nn.Module, data: Split) -> Score:
+    """Measure accuracy and mean negative log likelihood (nats) of ``model`` in eval mode."""
+    logits = logits_of(model, data)
+    labels = data.labels.cpu()
+    accuracy = (logits.argmax(1) == labels).float().mean().item()
+    return Score(accuracy, F.cross_entropy(logits, labels).item())
+
+
+def train_classifier(
+    model: nn.Module,
+    train: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    run: Run | None = None,
+    after_epoch: Callable[[int, dict[str, Any]], None] | None = None,
+    description: str = "training",
+) -> nn.Module:
+    """Train ``model`` in place; with ``run``, resume from its checkpoint and save one after every epoch."""
+    from tqdm.auto import tqdm
+
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        recipe.lr,
+        recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    first = 0
+    state = run.resume() if run else None
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        first = state["epoch"]
+    steps = len(train) // recipe.batch_size
+    progress = tqdm(
+        total=recipe.epochs * steps,
+        initial=first * steps,
+        desc=description,
+        unit="step",
+        mininterval=1,
+    )
+    for epoch in range(first, recipe.epochs):
+        resolution = recipe.resolution(epoch)
+        total = 0.0
+        batches = train.shuffled_batches(recipe.batch_size, generator, augment=recipe.augment)
+        for step, (images, labels) in enumerate(batches):
+            rate = recipe.lr_at((epoch * steps + step) / (recipe.epochs * steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            images = resize(images.to(device), resolution)
+            loss = F.cross_entropy(model(images).float(), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+            progress.update()
+        metrics = {"epoch": epoch + 1, "loss": total / steps, "lr": rate}
+        if after_epoch:
+            after_epoch(epoch, metrics)
+        progress.set_postfix(loss=f"{metrics['loss']:.3f}")
+        if run:
+            run.log(**metrics)
+            run.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "generator": generator.get_state(),
+                    "epoch": epoch + 1,
+                }
+            )
+    progress.close()
+    return model
+
+
+def resize(images: Tensor, resolution: int) -> Tensor:
+    """Resample square images to ``resolution``, averaging what is thrown away; no-op at that resolution."""
+    if images.shape[-1] == resolution:
+        return images
+    small = F.interpolate(
+        images, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False
+    )
+    return small.contiguous(memory_format=torch.channels_last)

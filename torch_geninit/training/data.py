@@ -1,0 +1,184 @@
+"""Images as one uint8 tensor file: prepared once, loaded in milliseconds, augmented in batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+SPLIT_SEED = 0
+VALIDATION_SIZE = 5_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, 3, H, W) uint8 with labels (N,) int64, and the normalisation that belongs to them."""
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scale uint8 images to zero mean and unit variance by channel, in channels_last float32."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        scaled = (images.float() / 255 - mean) / std
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+    def to(self, device: torch.device | str) -> Split:
+        return Split(
+            self.images.to(device), self.labels.to(device), self.mean, self.std, self.classes
+        )
+
+    def subset(self, indices: Tensor) -> Split:
+        return Split(
+            self.images[indices], self.labels[indices], self.mean, self.std, self.classes
+        )
+
+    def batches(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised batches in order, the last one possibly smaller."""
+        for start in range(0, len(self), batch_size):
+            stop = start + batch_size
+            yield self.normalise(self.images[start:stop]), self.labels[start:stop]
+
+    def shuffled_batches(
+        self, batch_size: int, generator: torch.Generator, *, augment: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one epoch of normalised batches in random order; an incomplete last batch is dropped."""
+        order = torch.randperm(len(self), generator=generator).to(self.images.device)
+        for start in range(0, len(self) - batch_size + 1, batch_size):
+            chosen = order[start : start + batch_size]
+            images = self.images[chosen]
+            if augment:
+                images = flip_and_crop(images, generator)
+            yield self.normalise(images), self.labels[chosen]
+
+
+def flip_and_crop(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Mirror each image with probability 1/2 and shift it by up to ``padding`` pixels, reflecting at the border."""
+    count, _, height, width = images.shape
+    device = images.device
+    flip = torch.rand(count, generator=generator).to(device) < 0.5
+    top = torch.randint(0, 2 * padding + 1, (count,), generator=generator).to(device)
+    left = torch.randint(0, 2 * padding + 1, (count,), generator=generator).to(device)
+    # Reflection is written as an index so that uint8 images need no float round trip.
+    rows = _reflect(top[:, None] + torch.arange(height, device=device) - padding, height)
+    columns = _reflect(left[:, None] + torch.arange(width, device=device) - padding, width)
+    columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    sample = torch.arange(count, device=device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= size, 2 * size - 2 - index, index)
+
+
+def prepare(
+    source: str | Path, target: str | Path, *, size: int = 32, download: bool = False
+) -> None:
+    """Write ``source`` as one uint8 tensor file with a fixed train / validation / test split.
+
+    ``source`` is a folder with ``train/<class>/*`` and ``test/<class>/*`` images, or the name of a
+    torchvision data set with a ``train=`` switch (``"CIFAR10"``), looked for in ``./data``.
+    """
+    if Path(source).is_dir():
+        train, test, classes = _read_image_folder(Path(source), size)
+    else:
+        train, test, classes = _read_torchvision(str(source), size, download)
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    order = torch.randperm(len(train[1]), generator=generator)
+    held_out = min(VALIDATION_SIZE, len(order) // 10)
+    validation, rest = order[:held_out].sort().values, order[held_out:].sort().values
+    pixels = train[0][rest].float() / 255
+    metadata = {
+        "classes": json.dumps(classes),
+        "mean": json.dumps([round(v, 4) for v in pixels.mean((0, 2, 3)).tolist()]),
+        "std": json.dumps([round(v, 4) for v in pixels.std((0, 2, 3)).tolist()]),
+    }
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {
+            "train.images": train[0][rest],
+            "train.labels": train[1][rest],
+            "validation.images": train[0][validation],
+            "validation.labels": train[1][validation],
+            "test.images": test[0],
+            "test.labels": test[1],
+        },
+        str(target),
+        metadata=metadata,
+    )
+
+
+def load(path: str | Path, name: str) -> Split:
+    """Load the split ``name`` ("train", "validation" or "test") of a prepared file."""
+    with safe_open(str(path), framework="pt") as file:
+        header = file.metadata()
+        return Split(
+            images=file.get_tensor(f"{name}.images"),
+            labels=file.get_tensor(f"{name}.labels"),
+            mean=tuple(json.loads(header["mean"])),
+            std=tuple(json.loads(header["std"])),
+            classes=tuple(json.loads(header["classes"])),
+        )
+
+
+def _read_image_folder(
+    root: Path, size: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    train, test = ImageFolder(str(root / "train")), ImageFolder(str(root / "test"))
+    if train.classes != test.classes:
+        raise ValueError(
+            f"{root}: train and test have different classes "
+            f"({len(train.classes)} and {len(test.classes)}); expected the same folders in both"
+        )
+    return _stack(train, size), _stack(test, size), train.classes
+
+
+def _read_torchvision(
+    name: str, size: int, download: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
+    from torchvision import datasets
+
+    kind = getattr(datasets, name, None)
+    if kind is None:
+        raise ValueError(
+            f"{name!r} is neither a folder nor a torchvision data set; expected a folder with "
+            "train/<class> and test/<class>, or a name such as CIFAR10"
+        )
+    train, test = (kind("data", train=part, download=download) for part in (True, False))
+    return _stack(train, size), _stack(test, size), list(train.classes)
+
+
+def _stack(dataset, size: int) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    from torchvision.transforms.functional import pil_to_tensor
+    from tqdm.auto import tqdm
+
+    images, labels = [], []
+    for image, label in tqdm(dataset, desc="reading images", unit="img"):
+        pixels = pil_to_tensor(image.convert("RGB"))
+        if pixels.shape[-2:] != (size, size):
+            pixels = F.interpolate(
+                pixels[None].float(), (size, size), mode="bilinear", antialias=True
+            )[0]
+            pixels = pixels.round().clamp(0, 255).to(torch.uint8)
+        images.append(pixels)
+        labels.append(label)
+    return torch.stack(images), torch.tensor(labels)
