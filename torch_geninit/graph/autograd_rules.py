@@ -1,0 +1,425 @@
+"""What the published hypernetworks do to an autograd walk before they use it as a graph.
+
+Every rule here is the original's, kept because weights were trained on what it gives; none is how one would write it
+anew. A vertex is known by its label: the parameter's name, or the autograd class (``"ReluBackward0"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from torch_geninit.graph.architecture import Shape
+
+# --- vertices and edges -------------------------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """The GHN-2 original refuses this network."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter, and the module (of the copy) that owns it."""
+
+    name: str
+    owner: nn.Module
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Vertex:
+    label: str
+    leaf: Leaf | None = None
+    keepdim: bool = False
+    kernel_size: Shape | None = None
+
+
+@dataclass
+class Graph:
+    """A directed graph over an ordered list of vertices, with the rewiring deletion that the originals use."""
+
+    vertices: list[Vertex] = field(default_factory=list)
+    after: list[set[int]] = field(default_factory=list)
+    before: list[set[int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.vertices)
+
+    def append(self, vertex: Vertex) -> int:
+        self.vertices.append(vertex)
+        self.after.append(set())
+        self.before.append(set())
+        return len(self.vertices) - 1
+
+    def link(self, source: int, target: int) -> None:
+        self.after[source].add(target)
+        self.before[target].add(source)
+
+    def unlink(self, source: int, target: int) -> None:
+        self.after[source].discard(target)
+        self.before[target].discard(source)
+
+    def edges(self) -> Iterator[tuple[int, int]]:
+        return ((source, target) for source, targets in enumerate(self.after) for target in targets)
+
+    def bridge(self, index: int) -> None:
+        """Link every predecessor of a vertex to every successor; its own edges stay until it is dropped."""
+        for source in sorted(self.before[index]):
+            for target in sorted(self.after[index]):
+                if source != target:
+                    self.link(source, target)
+
+    def reorder(self, order: list[int]) -> None:
+        """Keep the vertices of ``order``, in that order."""
+        place = {old: new for new, old in enumerate(order)}
+        self.vertices = [self.vertices[old] for old in order]
+        self.after = [{place[t] for t in self.after[old] if t in place} for old in order]
+        self.before = [{place[s] for s in self.before[old] if s in place} for old in order]
+
+    def generations(self) -> list[int]:
+        """Topological order by generations (Kahn), ties by index; shorter than the graph where it has a cycle."""
+        waiting = [len(b) for b in self.before]
+        order: list[int] = []
+        generation = [i for i, n in enumerate(waiting) if n == 0]
+        while generation:
+            order += generation
+            following = []
+            for source in generation:
+                for target in self.after[source]:
+                    waiting[target] -= 1
+                    if waiting[target] == 0:
+                        following.append(target)
+            generation = sorted(following)
+        return order
+
+
+# --- module and operation tables ----------------------------------------------------------------------------------
+
+_GHN2_MODULES = {
+    "torch.nn.modules.conv.Conv2d": "conv",
+    "torch.nn.modules.linear.Linear": "conv",
+    "torch.nn.modules.batchnorm.BatchNorm2d": "bn",
+    "torch.nn.modules.normalization.LayerNorm": "ln",
+    "torchvision.models.convnext.LayerNorm2d": "ln",
+}
+_GHN3_MODULES = {
+    **_GHN2_MODULES,
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": "conv",
+    "torch.nn.modules.activation.MultiheadAttention": "conv",
+    "transformers.pytorch_utils.Conv1D": "conv",
+    "torch.nn.modules.sparse.Embedding": "pos_enc",
+    "torchvision.models.vision_transformer.Encoder": "pos_enc",
+}
+_OPERATIONS = {
+    "Mean": "glob_avg",
+    "AdaptiveAvgPool2D": "glob_avg",
+    "MaxPool2DWithIndices": "max_pool",
+    "AvgPool2D": "avg_pool",
+    "Mul": "cse",
+    "Add": "sum",
+    "Cat": "concat",
+}
+_GHN2_OPERATIONS = {**_OPERATIONS, "Clone": "msa"}
+_GHN3_OPERATIONS = {**_OPERATIONS, "Softmax": "msa"}
+_SPECIAL = ("Mean", "Mul", "Clone", "Cat", "Add")
+_VIT = "torchvision.models.vision_transformer.VisionTransformer"
+_SWIN = "torchvision.models.swin_transformer.SwinTransformer"
+_SQUEEZENET = "torchvision.models.squeezenet.SqueezeNet"
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _family(owner: nn.Module) -> str | None:
+    """Row of the module table that a module or one of its bases is."""
+    return next((kind for kind in map(_name, type(owner).__mro__) if kind in _GHN3_MODULES), None)
+
+
+def is_known_leaf(leaf: Leaf) -> bool:
+    """Whether GHN-2's table has this very type (a subclass is unknown to it)."""
+    return _name(type(leaf.owner)) in _GHN2_MODULES
+
+
+def is_norm_bias(leaf: Leaf) -> bool:
+    return ".bias" in f".{leaf.name}" and "norm" in type(leaf.owner).__name__.lower()
+
+
+def _operation(label: str) -> str:
+    return label.partition("Backward")[0]
+
+
+def primitive(vertex: Vertex) -> str:
+    """Return which of the originals' fifteen primitives a vertex of a finished graph is."""
+    leaf = vertex.leaf
+    if leaf is None:
+        if vertex.label == "input":
+            return "input"
+        operation = _operation(vertex.label)
+        return {**_GHN2_OPERATIONS, **_GHN3_OPERATIONS}.get(operation, "sum")
+    kind = _GHN3_MODULES[_family(leaf.owner) or ""]
+    if kind != "conv":
+        return kind
+    if "bias" in leaf.name:
+        return "bias"
+    if isinstance(leaf.owner, nn.Conv2d) and leaf.owner.groups > 1:
+        return "dil_conv" if min(leaf.owner.dilation) > 1 else "sep_conv"
+    return "conv"
+
+
+# --- pruning ------------------------------------------------------------------------------------------------------
+
+
+def _prune(graph: Graph, patterns: Iterable[str], keep: Callable[[list[str], int], bool]) -> None:
+    """Take out, pattern by pattern, the vertices whose label has the pattern in it and that ``keep`` doesn't want."""
+    for pattern in patterns:
+        labels = [v.label for v in graph.vertices]
+        if not any(pattern in label for label in labels):
+            continue
+        kept = []
+        for index, label in enumerate(labels):
+            if pattern not in label or keep(labels, index):
+                kept.append(index)
+            else:
+                graph.bridge(index)
+        if len(kept) < len(labels):
+            graph.reorder(kept)
+
+
+def _unsupported(graph: Graph, operations: Iterable[str]) -> list[str]:
+    def known(vertex: Vertex) -> bool:
+        if vertex.leaf is None:
+            return _operation(vertex.label) in operations
+        return _family(vertex.leaf.owner) is not None and not is_norm_bias(vertex.leaf)
+
+    return list(dict.fromkeys(v.label for v in graph.vertices if not known(v)))
+
+
+# --- GHN-2 --------------------------------------------------------------------------------------------------------
+
+
+def read_ghn2(graph: Graph, kind: str) -> Graph:
+    """Turn a walk into GHN-2's graph.
+
+    Raises:
+        Refused: where the original does.
+    """
+    if kind == _VIT:
+        raise Refused("a vision transformer")
+    for index, vertex in enumerate(graph.vertices):
+        if vertex.leaf and isinstance(vertex.leaf.owner, nn.Linear) and "bias" not in vertex.leaf.name:
+            _put_weight_first(graph, index)
+    _add_input(graph, [i for i, b in enumerate(graph.before) if not b], single=True)
+    _sort(graph)
+
+    def keep(labels: list[str], index: int) -> bool:
+        label = labels[index]
+        if label.startswith("Mul"):
+            return labels[index - 2].startswith("Hard")
+        if label.startswith("Clone"):
+            return labels[(index - 11) % len(labels)].startswith("Softmax")
+        if label.startswith("Mean"):
+            return graph.vertices[index].keepdim
+        if label.startswith(("Cat", "Add")):
+            return len(graph.before[index]) > 1
+        return False
+
+    unsupported = [p for p in _unsupported(graph, _GHN2_OPERATIONS) if p != "input"]
+    _prune(graph, ["Mul", "Clone", *unsupported, "Mean", "Add", "Cat"], keep)
+    _check_connected(graph)
+    return graph
+
+
+def _put_weight_first(graph: Graph, weight: int) -> None:
+    for bias in sorted(graph.after[weight]):
+        for source in sorted(graph.before[bias]):
+            if source != weight:
+                graph.link(source, weight)
+                graph.unlink(source, bias)
+
+
+def _check_connected(graph: Graph) -> None:
+    for start, neighbours in ((0, graph.after), (len(graph) - 1, graph.before)):
+        seen, pending = {start}, [start]
+        while pending:
+            new = neighbours[pending.pop()] - seen
+            seen |= new
+            pending += new
+        if len(seen) < len(graph):
+            raise Refused("vertices off every path from the input to the output")
+
+
+# --- GHN-3 --------------------------------------------------------------------------------------------------------
+
+
+def read_ghn3(graph: Graph, kind: str) -> Graph:
+    """Turn a walk into GHN-3's graph."""
+    _prune_ghn3(graph, ["Mul", *_unsupported(graph, _GHN3_OPERATIONS), "Mean", "Add", "Cat"])
+    _swap_weights_and_biases(graph)
+    _take_bypasses_off_softmax(graph)
+    if kind == _SWIN:
+        _mend_swin(graph)
+    _prune_ghn3(graph, ["Add", "Cat"])
+    _add_input(graph, [i for i, b in enumerate(graph.before) if not b and "weight" in graph.vertices[i].label])
+    _sort(graph)
+    if kind == _VIT:
+        _add_sum_after_positions(graph)
+    if kind == _SQUEEZENET and graph.vertices[-1].label.startswith("Mean"):
+        graph.vertices.insert(-2, graph.vertices.pop())
+    return graph
+
+
+def _prune_ghn3(graph: Graph, patterns: list[str]) -> None:
+    squeezes = any(word in v.label.lower() for v in graph.vertices for word in ("sigmoid", "swish"))
+    inputs = {id(v): len(b) for v, b in zip(graph.vertices, graph.before, strict=True)}
+
+    def keep(labels: list[str], index: int) -> bool:
+        label = labels[index]
+
+        def near(offset: int) -> str:
+            return labels[(index + offset) % len(labels)].lower()
+
+        head = (
+            index + 1 >= len(labels)
+            or near(-1).startswith(("classifier", "fc", "head"))
+            or near(-2).startswith(("classifier", "fc", "head"))
+        )
+        if label.startswith("Mean"):
+            return not squeezes or head
+        if label.startswith("Mul"):
+            return (
+                squeezes
+                and not head
+                and (
+                    near(-2).startswith(("hard", "sigmoid"))
+                    or near(-3).startswith(("relu", "mean"))
+                    or near(1).startswith(("hard", "sigmoid", "relu"))
+                )
+            )
+        if label.startswith(("Cat", "Add")):
+            return inputs[id(graph.vertices[index])] > 1
+        return False
+
+    _prune(graph, patterns, keep)
+
+
+def _swap_weights_and_biases(graph: Graph) -> None:
+    """Make ... -> weight -> bias -> ... of a weight that hangs beside the path into the operation with its bias."""
+    for i in range(len(graph)):
+        if graph.before[i] or "weight" not in graph.vertices[i].label:
+            continue
+        for o in sorted(graph.after[i]):
+            mine, other = graph.vertices[i], graph.vertices[o]
+            same = mine.leaf and other.leaf and mine.leaf.owner is other.leaf.owner
+            if not same and "softmax" not in other.label.lower():
+                continue
+            fan_out = len(graph.after[i])
+            if not graph.before[o] - {i}:
+                continue
+            graph.vertices[i], graph.vertices[o] = other, mine
+            graph.unlink(i, o)
+            graph.link(o, i)
+            if fan_out == 1:
+                for x in sorted(graph.after[o] - {i}):
+                    graph.unlink(o, x)
+                    graph.link(i, x)
+
+
+def _take_bypasses_off_softmax(graph: Graph) -> None:
+    frozen = [set(targets) for targets in graph.after]
+    sources = [set(b) for b in graph.before]
+    for i, vertex in enumerate(graph.vertices):
+        if "softmax" not in vertex.label.lower():
+            continue
+        for o in sorted(frozen[i]):
+            for j in sorted(sources[o] - {i}):
+                paths = _count_paths(frozen, sources, j, o)
+                forward = j in graph.after[i]
+                if paths > 1 or not forward:
+                    graph.unlink(j, o)
+                if paths == 1 and not forward:
+                    graph.link(j, i)
+
+
+def _count_paths(after: list[set[int]], before: list[set[int]], source: int, target: int) -> int:
+    """Count simple paths, up to two: a vertex from which the target can't be reached is never entered."""
+    useful, pending = {target}, [target]
+    while pending:
+        new = before[pending.pop()] - useful
+        useful |= new
+        pending += new
+    count, path, stack = 0, [source], [iter(after[source] & useful)]
+    while stack and count < 2:
+        child = next(stack[-1], None)
+        if child is None:
+            stack.pop()
+            path.pop()
+        elif child == target:
+            count += 1
+        elif child not in path:
+            path.append(child)
+            stack.append(iter(after[child] & useful))
+    return count
+
+
+def _mend_swin(graph: Graph) -> None:
+    labels = [v.label for v in graph.vertices]
+    for i, label in enumerate(labels):
+        if label.lower().endswith("norm.weight"):
+            wanted = label.replace("norm", "reduction")
+            reduction = next((k for k, other in enumerate(labels) if wanted in other), None)
+            for o in sorted(graph.after[i]):
+                if labels[o].endswith("norm1.weight") or "Add" in labels[o]:
+                    graph.unlink(i, o)
+                    if reduction is not None:
+                        graph.link(i, reduction)
+        if label.endswith("attn.proj.bias"):
+            for o in sorted(graph.after[i]):
+                if labels[o].endswith("reduction.weight"):
+                    graph.unlink(i, o)
+                    for x in sorted(graph.after[o]):
+                        if labels[x].startswith("AddBackward"):
+                            graph.link(i, x)
+
+
+def _add_sum_after_positions(graph: Graph) -> None:
+    i = 0
+    while i < len(graph):
+        leaf = graph.vertices[i].leaf
+        if leaf is not None and _family(leaf.owner) == _GHN3_POSITIONS:
+            new = graph.append(Vertex("AddBackward0"))
+            for source in sorted(graph.before[i]):
+                graph.unlink(source, i)
+                graph.link(source, new)
+            for target in sorted(graph.after[i]):
+                graph.unlink(i, target)
+                graph.link(new, target)
+            graph.link(i, new)
+            graph.reorder([*range(i + 1), new, *range(i + 1, new)])
+        i += 1
+
+
+_GHN3_POSITIONS = "torchvision.models.vision_transformer.Encoder"
+
+
+# --- both ---------------------------------------------------------------------------------------------------------
+
+
+def _add_input(graph: Graph, first: list[int], *, single: bool = False) -> None:
+    if single and len(first) != 1:
+        raise Refused("more than one vertex, or none, without a predecessor")
+    new = graph.append(Vertex("input"))
+    for target in first:
+        graph.link(new, target)
+
+
+def _sort(graph: Graph) -> None:
+    for i in range(len(graph)):
+        graph.unlink(i, i)
+    order = graph.generations()
+    if len(order) < len(graph):
+        raise Refused("a cycle")
+    graph.reorder(order)
