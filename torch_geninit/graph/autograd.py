@@ -11,6 +11,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -130,7 +131,24 @@ def _clone(model: nn.Module, device: str) -> nn.Module:
             if name.endswith("_hooks") and isinstance(value, dict):
                 value.clear()
         module._compiled_call_impl = None
+        if device == "meta" and type(module) in _NORMS:
+            # torch's own normalisation takes over a millisecond a layer on meta tensors; autograd sees the same leaves
+            vars(module)["forward"] = partial(_normalise, module)
     return clone.train()
+
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
+
+
+class _NormaliseShape(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return torch.empty_like(x)
+
+
+def _normalise(module: nn.Module, input: Tensor) -> Tensor:
+    out: Tensor = _NormaliseShape.apply(input, module.weight, module.bias)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _stand_in(tensor: Tensor, device: str) -> Tensor:

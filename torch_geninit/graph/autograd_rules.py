@@ -230,6 +230,8 @@ def read_ghn2(graph: Graph, kind: str) -> Graph:
     unsupported = [p for p in _unsupported(graph, _GHN2_OPERATIONS) if p != "input"]
     _prune(graph, ["Mul", "Clone", *unsupported, "Mean", "Add", "Cat"], keep)
     _check_connected(graph)
+    if kind == _SQUEEZENET:
+        _put_classifier_last(graph)
     return graph
 
 
@@ -267,9 +269,15 @@ def read_ghn3(graph: Graph, kind: str) -> Graph:
     _sort(graph)
     if kind == _VIT:
         _add_sum_after_positions(graph)
-    if kind == _SQUEEZENET and graph.vertices[-1].label.startswith("Mean"):
-        graph.vertices.insert(-2, graph.vertices.pop())
+    if kind == _SQUEEZENET:
+        _put_classifier_last(graph)
     return graph
+
+
+def _put_classifier_last(graph: Graph) -> None:
+    """Pool before the classifier, as in all networks of the training set: SqueezeNet pools after it."""
+    if graph.vertices[-1].label.startswith("Mean"):
+        graph.vertices.insert(-2, graph.vertices.pop())
 
 
 def _prune_ghn3(graph: Graph, patterns: list[str]) -> None:
@@ -371,6 +379,8 @@ def _mend_swin(graph: Graph) -> None:
         if label.lower().endswith("norm.weight"):
             wanted = label.replace("norm", "reduction")
             reduction = next((k for k, other in enumerate(labels) if wanted in other), None)
+            if reduction in graph.before[i]:
+                continue  # a second version of Swin reduces first: the rule, written for the first, would close a cycle
             for o in sorted(graph.after[i]):
                 if labels[o].endswith("norm1.weight") or "Add" in labels[o]:
                     graph.unlink(i, o)
