@@ -1,0 +1,195 @@
+"""Read the architecture of a model by running a clone of it that has no data."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from torch_geninit.graph.architecture import Architecture, Shape
+from torch_geninit.graph.clone import clone_structure, tensors_in
+from torch_geninit.graph.inputs import Inputs, given, guesses, without_data
+from torch_geninit.graph.record import Recorder, Surroundings
+from torch_geninit.graph.rewrite import Draft, assemble, simplify
+
+
+class TraceError(RuntimeError):
+    """A model could not be run to see its architecture."""
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
+    """Read the architecture of a model: its primitive operations, what flows between them, who reads which parameter.
+
+    A structural clone without data is run once and its ATen operations are recorded; the model itself is neither
+    called nor changed, nor is any global state. Works on every device, also meta.
+
+    Args:
+        model: any module.
+        example_inputs: what its ``forward`` takes: a tensor, a tuple of arguments, or a dict of keyword arguments;
+            only shapes and types matter, the tensors may be on any device. Guessed from the first layer if
+            None: an image of 1 to 4 channels, features, or tokens.
+
+    Returns:
+        The graph; every parameter that the output depends on is named by exactly its name in
+        ``model.named_parameters()``.
+
+    Raises:
+        TraceError: if the model can't be run on these (or the guessed) inputs.
+        TypeError: if ``model`` is not a module.
+
+    Example::
+
+        >>> architecture = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.empty(1, 3, 8, 8))
+        >>> [node.op for node in architecture.nodes]
+        ['input', 'conv', 'relu', 'output']
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"trace expects a torch.nn.Module, got {type(model).__name__}")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedTensorMixin):
+            raise TraceError(
+                f"parameter {name!r} has no shape yet (a lazy module): call the model once before it is traced"
+            )
+    with _ambient():
+        drafts, notes = _record(model, names, example_inputs)
+    return assemble(simplify(drafts), notes)
+
+
+def _record(
+    model: nn.Module, names: dict[int, str], example_inputs: Any
+) -> tuple[list[Draft], list[str]]:
+    candidates = [given(example_inputs)] if example_inputs is not None else list(guesses(model))
+    if not candidates:
+        raise TraceError(
+            f"can't guess the inputs of {type(model).__name__}: it has no layer to judge by; "
+            "pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
+        )
+    inputs, drafts = _first(model, names, candidates, example_inputs is not None)
+    missing = _unreached(drafts, names)
+    if missing:
+        more = candidates if example_inputs is not None else list(guesses(model, batch=2))
+        try:
+            _, trained = _first(model, names, more, True, training=True)
+        except TraceError:
+            pass
+        else:
+            if _unreached(trained, names) < missing:
+                drafts, missing = trained, _unreached(trained, names)
+    notes = [] if example_inputs is not None else [f"inputs guessed: {inputs.text}"]
+    if missing:
+        notes.append("not reached by the forward pass: " + ", ".join(sorted(missing)))
+    return drafts, notes
+
+
+def _unreached(drafts: list[Draft], names: dict[int, str]) -> set[str]:
+    return set(names.values()).difference(use.name for draft in drafts for use in draft.uses)
+
+
+def _first(
+    model: nn.Module,
+    names: dict[int, str],
+    candidates: list[Inputs],
+    known: bool,
+    training: bool = False,
+) -> tuple[Inputs, list[Draft]]:
+    """Run on the first inputs that work: without data, and if it asks for data, on a copy with data."""
+    failures: list[Exception] = []
+    with_data = all(p.device.type != "meta" for p in model.parameters())
+    for meta in (True, False) if with_data else (True,):
+        for inputs in candidates:
+            try:
+                return inputs, _run(model, names, inputs, meta=meta, training=training)
+            except Exception as error:
+                failures.append(error)
+    tried = "; ".join(dict.fromkeys(inputs.text for inputs in candidates))
+    advice = (
+        "check example_inputs="
+        if known
+        else "that was a guess: pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
+    )
+    cause = failures[len(candidates) if with_data else 0]
+    message = f"{type(cause).__name__}: {str(cause).strip() or 'no message'}"
+    raise TraceError(
+        f"{type(model).__name__} could not be run on {tried}: {message}\n{advice}"
+    ) from cause
+
+
+def _run(
+    model: nn.Module, names: dict[int, str], inputs: Inputs, *, meta: bool, training: bool
+) -> list[Draft]:
+    stand_in = _empty if meta else _copy
+    clone, tensors = clone_structure(model, stand_in)
+    shapes: dict[str, Shape] = {name: tuple(tensors[i].shape) for i, name in names.items()}
+    recorder = Recorder(meta=meta, shapes=shapes)
+    for identity, name in names.items():
+        recorder.own(tensors[identity], name)
+    if training:
+        for module in clone.modules():
+            module.training = True
+    arguments = without_data(inputs, stand_in)
+    for tensor in tensors_in([*arguments.args, *arguments.kwargs.values()]):
+        recorder.enter(tensor)
+    with recorder, Surroundings(recorder):
+        output = clone(*arguments.args, **arguments.kwargs)
+    recorder.leave(tensors_in(output))
+    return recorder.drafts
+
+
+def _dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    """Return a meta tensor like this one; a floating one is float32, a parameter one that requires a gradient."""
+    dtype = _dtype(tensor)
+    empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=dtype.is_floating_point or dtype.is_complex)
+    return empty
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy like :func:`_empty`, with data; what has none becomes zeros."""
+    dtype = _dtype(tensor)
+    if tensor.device.type == "meta":
+        data = torch.zeros(tensor.shape, dtype=dtype)
+    else:
+        data = tensor.detach().to("cpu", dtype, copy=True)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=dtype.is_floating_point or dtype.is_complex)
+    return data
+
+
+@contextmanager
+def _ambient() -> Iterator[None]:
+    """Fix what the recording could depend on, and restore every random state afterwards."""
+    numpy = sys.modules.get("numpy")
+    default_dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
+        if torch.cuda.is_initialized():
+            stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        stack.callback(random.setstate, random.getstate())
+        if numpy is not None:
+            stack.callback(numpy.random.set_state, numpy.random.get_state())
+            numpy.random.seed(0)
+        random.seed(0)
+        torch.default_generator.manual_seed(0)
+        if default_dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, default_dtype)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
