@@ -128,6 +128,12 @@ class WeightGenerator(nn.Module):
         super().__init__()
         self.card = dict(card)
 
+    def trace(self, model: nn.Module, example_inputs: Any = None) -> Architecture:
+        """Read ``model`` as this generator was trained to see networks; the model itself is never called."""
+        from torch_geninit.graph.trace import trace
+
+        return trace(model, example_inputs)
+
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
         """Say why this generator can't fill ``entry``, or None if it can."""
         raise NotImplementedError

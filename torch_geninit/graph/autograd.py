@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
 from torch_geninit.graph.autograd_rules import (
+    PRIMITIVES,
     Graph,
     Leaf,
     Refused,
@@ -29,10 +30,7 @@ from torch_geninit.graph.autograd_rules import (
     read_ghn2,
     read_ghn3,
 )
-
-PUBLISHED_VOCABULARY = -1
-"""``Architecture.vocabulary`` of these graphs: their primitives are the originals' fifteen, none of our versions."""
-
+from torch_geninit.graph.vocabulary import VERSION
 
 class AutogradReadError(RuntimeError):
     """A model could not be run, so that its autograd graph could not be read."""
@@ -52,8 +50,9 @@ def read(model: nn.Module, example_inputs: Any = None, *, dialect: str = "ghn3")
         dialect: whose reading.
 
     Returns:
-        Architecture whose ops are the originals' primitives, in the originals' topological order; edges are the
-        real ones (virtual edges are shortest paths over them).
+        Architecture in the originals' topological order, closed by an ``output``; edges are the real ones (virtual
+        edges are shortest paths over them). Each node but ``output`` has the attribute ``primitive``, an index into
+        :data:`.autograd_rules.PRIMITIVES`.
 
     Raises:
         AutogradReadError: if the copy can't be run.
@@ -61,17 +60,17 @@ def read(model: nn.Module, example_inputs: Any = None, *, dialect: str = "ghn3")
     Example:
         >>> graph = read(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)))
         >>> [node.op for node in graph.nodes]
-        ['input', 'conv', 'bias', 'conv', 'bias']
+        ['input', 'conv', 'bias', 'conv', 'bias', 'output']
     """
-    clone, outputs = _run(model, example_inputs)
+    leaves, outputs = _run(model, example_inputs)
     kind = next((f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__ if _is_special(c)), "")
     if dialect == "ghn2":
         try:
-            graph = read_ghn2(_walk(clone, outputs[:1], all_leaves=False), kind)
+            graph = read_ghn2(_walk(leaves, outputs[:1], all_leaves=False), kind)
             return _architecture(graph)
         except Refused:
             pass
-    return _architecture(read_ghn3(_walk(clone, outputs, all_leaves=True), kind))
+    return _architecture(read_ghn3(_walk(leaves, outputs, all_leaves=True), kind))
 
 
 def _is_special(cls: type) -> bool:
@@ -85,18 +84,18 @@ def _is_special(cls: type) -> bool:
 # --- running a copy ---------------------------------------------------------------------------------------------
 
 
-def _run(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, list[Tensor]]:
+def _run(model: nn.Module, example_inputs: Any) -> tuple[dict[int, Leaf], list[Tensor]]:
     problems = []
     for device in ("meta", "cpu"):
-        clone = _clone(model, device)
+        clone, leaves = _clone(model, device)
         for args, kwargs in _candidates(model, example_inputs, device):
             try:
                 outputs = _forward(clone, args, kwargs, device)
-            except Exception as error:  # whatever a user's forward may raise
+            except Exception as error:  # noqa: BLE001  a user's forward may raise anything
                 problems.append(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}")
                 continue
             if outputs:
-                return clone, outputs
+                return leaves, outputs
             problems.append("no output depends on a parameter")
     raise AutogradReadError(
         f"{type(model).__name__} could not be run to read its graph ({problems[-1]}); "
@@ -117,15 +116,24 @@ def _forward(clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], de
         return [t for t in _tensors(clone(*args, **kwargs)) if t.grad_fn is not None]
 
 
-def _clone(model: nn.Module, device: str) -> nn.Module:
-    """Copy the structure of ``model`` with float32 stand-ins for its tensors, all parameters trainable."""
+def _clone(model: nn.Module, device: str) -> tuple[nn.Module, dict[int, Leaf]]:
+    """Copy the structure of ``model`` with float32 stand-ins for its tensors, all parameters trainable.
+
+    Returns:
+        The copy, in train mode, and id of stand-in -> parameter (its name in ``model``, its owner in the copy).
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         registries = (module._parameters, module._buffers, vars(module))
         for tensor in (t for r in registries for t in r.values() if isinstance(t, Tensor)):
             if id(tensor) not in memo:
                 memo[id(tensor)] = _stand_in(tensor, device)
-    clone = copy.deepcopy(model, memo)
+    # innermost first, so that a wrapper's copy is the copy of what it wraps
+    for module in reversed(list(model.modules())):
+        inner = _wrapped(module)
+        if inner is not None:
+            memo[id(module)] = copy.deepcopy(inner, memo)
+    clone: nn.Module = copy.deepcopy(model, memo)
     for module in clone.modules():
         for name, value in vars(module).items():
             if name.endswith("_hooks") and isinstance(value, dict):
@@ -134,7 +142,23 @@ def _clone(model: nn.Module, device: str) -> nn.Module:
         if device == "meta" and type(module) in _NORMS:
             # torch's own normalisation takes over a millisecond a layer on meta tensors; autograd sees the same leaves
             vars(module)["forward"] = partial(_normalise, module)
-    return clone.train()
+    leaves: dict[int, Leaf] = {}
+    for path, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None and id(memo[id(parameter)]) not in leaves:
+                name = f"{path}.{attribute}" if path else attribute
+                owner = memo.get(id(module), clone)
+                leaves[id(memo[id(parameter)])] = Leaf(name, owner, tuple(parameter.shape))
+    return clone.train(), leaves
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """Return what a compiled or data-parallel wrapper calls."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return module.module
+    if type(module).__name__ == "OptimizedModule":
+        return module._modules["_orig_mod"]
+    return None
 
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
@@ -254,9 +278,8 @@ class _Ends:
     tail: int
 
 
-def _walk(model: nn.Module, outputs: list[Tensor], *, all_leaves: bool) -> Graph:
+def _walk(leaves: dict[int, Leaf], outputs: list[Tensor], *, all_leaves: bool) -> Graph:
     """Walk depth-first from the outputs; an operation that reads parameters becomes one vertex for each of them."""
-    leaves = _leaves(model)
     graph = Graph()
     ends: dict[Any, _Ends | None] = {}
     steps: dict[Any, _Step] = {}
@@ -309,16 +332,6 @@ def _walk(model: nn.Module, outputs: list[Tensor], *, all_leaves: bool) -> Graph
     return graph
 
 
-def _leaves(model: nn.Module) -> dict[int, Leaf]:
-    leaves: dict[int, Leaf] = {}
-    for path, module in model.named_modules():
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in leaves:
-                name = f"{path}.{leaf}" if path else leaf
-                leaves[id(parameter)] = Leaf(name, module, tuple(parameter.shape))
-    return leaves
-
-
 def _saved(function: Any) -> dict[str, Any]:
     saved: dict[str, Any] = {}
     if hasattr(function, "_saved_keepdim"):
@@ -333,19 +346,69 @@ def _saved(function: Any) -> dict[str, Any]:
 
 
 def _architecture(graph: Graph) -> Architecture:
-    nodes = []
-    for vertex in graph.vertices:
-        op = primitive(vertex)
-        uses: list[ParameterUse] = []
-        attributes: tuple[tuple[str, int | Shape], ...] = ()
-        leaf = vertex.leaf
-        if leaf is not None:
-            uses.append(ParameterUse(leaf.name, "bias" if "bias" in leaf.name else "weight", leaf.shape))
-            bias = leaf.owner._parameters.get("bias")
-            if op in ("bn", "ln") and bias is not None:
-                name = leaf.name[: -len("weight")] + "bias"
-                uses.append(ParameterUse(name, "bias", tuple(bias.shape)))
-        elif op in ("max_pool", "avg_pool"):
-            attributes = (("kernel_size", vertex.kernel_size or (3, 3)),)
-        nodes.append(Node(op, (), tuple(uses), attributes))
-    return Architecture(tuple(nodes), tuple(sorted(graph.edges())), PUBLISHED_VOCABULARY)
+    """Write the graph down in our own primitives; attribute ``primitive`` is the original's.
+
+    A layer's bias, a vertex of its own to the originals, becomes a node of shape (n,) without parameters, and the
+    parameter is listed with its weight, whose attribute ``bias_node`` is the node's index.
+    """
+    place = {v.leaf.name: i for i, v in enumerate(graph.vertices) if v.leaf is not None}
+    nodes = [_node(vertex, place) for vertex in graph.vertices]
+    edges = set(graph.edges())
+    last = len(nodes)
+    # side classifiers end in a bias that nothing reads
+    ends = {i for i, after in enumerate(graph.after) if not after and nodes[i].op == "bias"} | {last - 1}
+    edges |= {(end, last) for end in ends}
+    return Architecture((*nodes, Node("output", ())), tuple(sorted(edges)), VERSION)
+
+
+def _node(vertex: Vertex, place: dict[str, int]) -> Node:
+    kind = primitive(vertex)
+    attributes: list[tuple[str, int | Shape]] = [("primitive", PRIMITIVES.index(kind))]
+    leaf = vertex.leaf
+    if leaf is None:
+        if kind in ("max_pool", "avg_pool"):
+            attributes.insert(0, ("kernel_size", vertex.kernel_size or (3, 3)))
+        return Node(_OPS[kind], (), (), tuple(attributes))
+    role = "bias" if "bias" in leaf.name else "weight"
+    if role == "bias" and place.get(_partner(leaf.name, "weight")) is not None:
+        return Node("bias", leaf.shape, (), tuple(attributes))
+    uses = [ParameterUse(leaf.name, role, leaf.shape)]
+    name = _partner(leaf.name, "bias")
+    bias = leaf.owner._parameters.get(name.rpartition(".")[2]) if role == "weight" else None
+    if bias is not None and (kind in ("bn", "ln") or name in place):
+        uses.append(ParameterUse(name, "bias", tuple(bias.shape)))
+        if name in place:
+            attributes.insert(0, ("bias_node", place[name]))
+    return Node(_layer_op(leaf, kind), (), tuple(uses), tuple(attributes))
+
+
+def _partner(name: str, role: str) -> str:
+    path, _, own = name.rpartition(".")
+    other = own.replace("weight", role).replace("bias", role)
+    return f"{path}.{other}" if path else other
+
+
+_OPS = {
+    "input": "input",
+    "max_pool": "max_pool",
+    "avg_pool": "avg_pool",
+    "glob_avg": "global_avg_pool",
+    "sum": "add",
+    "cse": "mul",
+    "concat": "concat",
+    "msa": "softmax",
+    "bn": "batch_norm",
+    "ln": "layer_norm",
+}
+
+
+def _layer_op(leaf: Leaf, kind: str) -> str:
+    if kind in _OPS:
+        return _OPS[kind]
+    if isinstance(leaf.owner, nn.Conv2d):
+        return "conv"
+    if isinstance(leaf.owner, nn.MultiheadAttention):
+        return "attention"
+    if kind == "pos_enc":
+        return "embedding" if isinstance(leaf.owner, nn.Embedding) else "bias"
+    return "linear"

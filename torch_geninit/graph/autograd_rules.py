@@ -98,6 +98,25 @@ class Graph:
 
 # --- module and operation tables ----------------------------------------------------------------------------------
 
+PRIMITIVES = (
+    "max_pool",
+    "avg_pool",
+    "sep_conv",
+    "dil_conv",
+    "conv",
+    "msa",
+    "cse",
+    "sum",
+    "concat",
+    "input",
+    "bias",
+    "bn",
+    "ln",
+    "pos_enc",
+    "glob_avg",
+)
+"""The originals' vocabulary: position = row of the embedding."""
+
 _GHN2_MODULES = {
     "torch.nn.modules.conv.Conv2d": "conv",
     "torch.nn.modules.linear.Linear": "conv",

@@ -1,0 +1,159 @@
+"""From node embeddings to parameter values, as GHN-1, GHN-2 and GHN-3 do it; only what is needed is decoded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import isqrt, prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torch_geninit.graph.architecture import Shape
+
+CHUNK = 1 << 24
+"""Values decoded at once: bounds the memory of a network with many kernels of one size."""
+
+
+def rounded(channels: int, limit: int) -> int:
+    """Return the channel count that the originals decode for ``channels``."""
+    channels = min(channels, limit)
+    if channels % 3 == 0:
+        channels = channels // 3 * 4
+    return limit if 2 * channels >= limit else channels
+
+
+class KernelDecoder(nn.Module):
+    """Decode a node embedding to a kernel of up to (out, in, S, S), or to a classifier of (classes, in).
+
+    Args:
+        width: of a node embedding.
+        channels: (out, in), the most channels that are decoded.
+        kernel: S.
+        classes: rows of a classifier.
+        centred: take the centre of the S x S positions for a smaller kernel (GHN-3), not the corner (GHN-2).
+    """
+
+    def __init__(self, width: int, channels: tuple[int, int], kernel: int, classes: int, centred: bool) -> None:
+        super().__init__()
+        self.channels, self.kernel, self.centred = channels, kernel, centred
+        self.fc = nn.Sequential(nn.Linear(width, 4 * width * kernel * kernel))
+        self.conv = nn.Sequential(
+            nn.Linear(4 * width, 8 * width), nn.ReLU(), nn.Linear(8 * width, prod(channels))
+        )
+        self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(channels[0], classes))
+
+    def kernels(self, x: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        """Decode one tensor (o, i, h, w) for each row of x, no larger than asked for and than the decoder has.
+
+        All ``shapes`` (out, in, height, width) have the same height and width.
+        """
+        height, width = (min(self.kernel, side) for side in shapes[0][2:])
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for row, (out, in_, *_) in enumerate(shapes):
+            groups[min(out, self.channels[0]), min(in_, self.channels[1])].append(row)
+        u = self._positions(x, height, width)
+        result: list[Tensor] = [x] * len(shapes)
+        for (out, in_), rows in groups.items():
+            weight, bias = self._last(out, in_)
+            step = max(1, CHUNK // (out * in_ * height * width))
+            for first in range(0, len(rows), step):
+                part = rows[first : first + step]
+                values = torch.addmm(bias[:, None], weight, u[part].flatten(0, 1).T)
+                values = values.view(out, in_, len(part), height, width).permute(2, 0, 1, 3, 4).contiguous()
+                for row, value in zip(part, values.unbind(), strict=True):
+                    result[row] = self._resize(value, shapes[row])
+        return result
+
+    def classifier(self, x: Tensor, columns: int) -> Tensor:
+        """Decode the (classes, min(columns, in)) matrix of a classifier from one embedding (1, width)."""
+        out, in_ = self.channels[0], min(columns, self.channels[1])
+        weight, bias = self._last(out, in_)
+        full = (weight @ self._positions(x, 1, 1).view(-1) + bias).view(out, in_)
+        logits: Tensor = self.class_layer_predictor(full.T)
+        return logits.T.contiguous()
+
+    def _positions(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Hidden state (rows, height * width, 8 * width) of the kernel positions asked for."""
+        rows = self._crop(height)
+        columns = self._crop(width)
+        fc = self.fc[0]
+        size = (-1, self.kernel, self.kernel)
+        weight = fc.weight.view(*size, x.shape[1])[:, rows, columns].flatten(0, 2)
+        f = F.relu(F.linear(x, weight, fc.bias.view(size)[:, rows, columns].flatten()))
+        hidden = f.view(len(x), -1, height * width).transpose(1, 2)
+        return F.relu(self.conv[0](hidden))
+
+    def _crop(self, side: int) -> slice:
+        if not self.centred:
+            return slice(0, side)
+        start = max(0, self.kernel // 2 - side // 2)
+        return slice(start, start + side)
+
+    def _last(self, out: int, in_: int) -> tuple[Tensor, Tensor]:
+        layer = self.conv[2]
+        weight = layer.weight.view(*self.channels, -1)[:out, :in_]
+        return weight.flatten(0, 1), layer.bias.view(self.channels)[:out, :in_].flatten()
+
+    def _resize(self, value: Tensor, shape: Shape) -> Tensor:
+        """Make a kernel that is larger than the decoder's from the largest that it has."""
+        height, width = shape[2:]
+        if tuple(value.shape[2:]) == (height, width):
+            return value
+        out, in_ = (rounded(n, limit) for n, limit in zip(shape[:2], self.channels, strict=True))
+        narrow = 2 * in_ <= self.channels[1] or out < self.channels[0]
+        if not self.centred and narrow and max(height, width) <= 2 * self.kernel:
+            return value.repeat(1, 1, 2, 2)[:, :, :height, :width].contiguous()
+        return F.interpolate(value, (height, width), mode="bilinear", align_corners=False)
+
+
+class VectorDecoder(nn.Module):
+    """Decode a node embedding to (weight, bias) vectors."""
+
+    def __init__(self, width: int, length: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 2 * length))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair: Tensor = self.fc(x).unflatten(-1, (2, -1))
+        return pair
+
+
+def table_shape(shape: Shape) -> Shape | None:
+    """Return the kernel (1, D, s, s) that a table of positions (1, L, D) is decoded as, or None for another shape."""
+    if len(shape) == 3 and shape[0] == 1 and min(shape[1:]) > 1:
+        side = isqrt(shape[1])
+        return (1, shape[2], side, side)
+    return None
+
+
+def kernel_shape(shape: Shape) -> Shape:
+    """Return the kernel that a parameter of two or more dimensions is decoded as."""
+    return table_shape(shape) or (*shape, 1, 1)[:4]
+
+
+def table(value: Tensor, shape: Shape, stream: torch.Generator) -> Tensor:
+    """Expand a decoded (1, i, s, s) to a table of positions (1, L, D); rows before the grid are drawn from N(0, 0.02^2)."""
+    grid = value.flatten(2).transpose(1, 2)
+    extra = shape[1] - grid.shape[1]
+    drawn = 0.02 * torch.randn(1, extra, grid.shape[2], generator=stream)
+    rows = torch.cat([drawn, grid], 1)
+    return rows.repeat(1, 1, -(-shape[2] // rows.shape[2]))[:, :, : shape[2]].contiguous()
+
+
+def scale(shape: Shape) -> float:
+    """Return sqrt(beta / fan-in), the originals' factor on a parameter of two or more dimensions.
+
+    beta is 1 for depthwise and wide kernels, else 2; tables of positions and single-filter kernels from 11 on are as
+    decoded.
+    """
+    if len(shape) > 2 and shape[0] == 1 and shape[2] >= 11:
+        return 1.0
+    beta = 1 if len(shape) > 2 and (shape[1] == 1 or shape[2] < (*shape, 0)[3]) else 2
+    return (beta / prod(shape[1:])) ** 0.5
+
+
+def squash(value: Tensor, role: str) -> Tensor:
+    """Bound a vector: 2 sigmoid(v / 2) of a norm's weight in (0, 2), tanh(v / 5) of a bias in (-1, 1)."""
+    return 2 * torch.sigmoid(0.5 * value) if role == "weight" else torch.tanh(0.2 * value)
