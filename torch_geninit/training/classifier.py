@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_geninit.training.data import Split
+from torch_geninit.training.data import Augment, Split
 from torch_geninit.training.run import Run
 
 
@@ -24,7 +24,13 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum; the rate rises linearly over ``warmup`` of all steps, then falls linearly to 0."""
+    """How to train a classifier; the rate rises linearly over ``warmup`` of all steps, then falls linearly to 0.
+
+    Attributes:
+        optimizer: ``"sgd"`` with Nesterov momentum, or ``"muon"``: orthogonalised momentum for convolution
+            kernels (``lr`` is theirs) beside SGD at 0.1 for the rest, which learns more from each image.
+        augment: what :meth:`Split.shuffled_batches` does to images.
+    """
 
     phases: Sequence[Phase]
     lr: float = 0.1
@@ -32,7 +38,8 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_size: int = 128
     warmup: float = 0.2
-    augment: bool = True
+    augment: Augment = "flip-crop"
+    optimizer: Literal["sgd", "muon"] = "sgd"
 
     @property
     def epochs(self) -> int:
@@ -45,10 +52,10 @@ class Recipe:
             epoch -= phase.epochs
         raise IndexError(f"the recipe has {self.epochs} epochs")
 
-    def lr_at(self, progress: float) -> float:
-        """Learning rate at ``progress`` in [0, 1]."""
+    def share_of_lr(self, progress: float) -> float:
+        """Share of the peak learning rate at ``progress`` in [0, 1]."""
         rising = progress / self.warmup if self.warmup else math.inf
-        return self.lr * min(rising, (1 - progress) / (1 - self.warmup))
+        return min(rising, (1 - progress) / (1 - self.warmup))
 
 
 class Score(NamedTuple):
@@ -88,15 +95,9 @@ def train_classifier(
     """Train ``model`` in place; with ``run``, resume from its checkpoint and save one after every epoch."""
     from tqdm.auto import tqdm
 
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
     device = next(model.parameters()).device
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        recipe.lr,
-        recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-    )
+    optimizer = KernelOptimizer(model, recipe)
     generator = torch.Generator().manual_seed(seed)
     first = 0
     state = run.resume() if run else None
@@ -118,17 +119,16 @@ def train_classifier(
         total = 0.0
         batches = train.shuffled_batches(recipe.batch_size, generator, augment=recipe.augment)
         for step, (images, labels) in enumerate(batches):
-            rate = recipe.lr_at((epoch * steps + step) / (recipe.epochs * steps))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = recipe.share_of_lr((epoch * steps + step) / (recipe.epochs * steps))
+            optimizer.set_lr(rate)
             images = resize(images.to(device), resolution)
             loss = F.cross_entropy(model(images).float(), labels.to(device))
-            optimizer.zero_grad()
+            model.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item()
             progress.update()
-        metrics = {"epoch": epoch + 1, "loss": total / steps, "lr": rate}
+        metrics = {"epoch": epoch + 1, "loss": total / steps, "lr_share": rate}
         if after_epoch:
             after_epoch(epoch, metrics)
         progress.set_postfix(loss=f"{metrics['loss']:.3f}")
@@ -144,6 +144,50 @@ def train_classifier(
             )
     progress.close()
     return model
+
+
+class KernelOptimizer:
+    """The optimizers of a recipe behind one face: Muon on kernels as matrices if asked for, SGD on the rest."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        parameters = list(model.parameters())
+        self.kernels = [p for p in parameters if p.ndim == 4] if recipe.optimizer == "muon" else []
+        # torch's Muon takes matrices only; these share the kernels' storage.
+        self.matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in self.kernels]
+        special = {id(p) for p in self.kernels}
+        sgd = torch.optim.SGD(
+            [p for p in parameters if id(p) not in special],
+            0.1 if self.kernels else recipe.lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+        )
+        self.optimizers: list[torch.optim.Optimizer] = [sgd]
+        if self.kernels:
+            muon = torch.optim.Muon(
+                self.matrices, recipe.lr, weight_decay=0.0, momentum=recipe.momentum
+            )
+            self.optimizers.append(muon)
+        self.peak = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+
+    def set_lr(self, share: float) -> None:
+        """Set every rate to ``share`` of its peak."""
+        for optimizer, peak in zip(self.optimizers, self.peak, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = share * peak
+
+    def step(self) -> None:
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.reshape(len(kernel), -1)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(i): optimizer.state_dict() for i, optimizer in enumerate(self.optimizers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, optimizer in enumerate(self.optimizers):
+            optimizer.load_state_dict(state[str(i)])
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:

@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+
+Augment = Literal["none", "flip", "flip-crop"]
 
 SPLIT_SEED = 0
 VALIDATION_SIZE = 5_000
@@ -54,15 +57,15 @@ class Split:
             yield self.normalise(self.images[start:stop]), self.labels[start:stop]
 
     def shuffled_batches(
-        self, batch_size: int, generator: torch.Generator, *, augment: bool
+        self, batch_size: int, generator: torch.Generator, *, augment: Augment
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch of normalised batches in random order; an incomplete last batch is dropped."""
         order = torch.randperm(len(self), generator=generator).to(self.images.device)
         for start in range(0, len(self) - batch_size + 1, batch_size):
             chosen = order[start : start + batch_size]
             images = self.images[chosen]
-            if augment:
-                images = flip_and_crop(images, generator)
+            if augment != "none":
+                images = flip_and_crop(images, generator, padding=4 * (augment == "flip-crop"))
             yield self.normalise(images), self.labels[chosen]
 
 

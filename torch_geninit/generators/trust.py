@@ -1,0 +1,116 @@
+"""How far a network is from those a generator was trained on, read off the graph."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch_geninit.generators.base import Verdict
+from torch_geninit.graph.architecture import Architecture
+
+if TYPE_CHECKING:
+    from torch_geninit.plan import Plan
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What two networks are compared by.
+
+    Attributes:
+        patterns: number of nodes by local pattern, a primitive with those before and after it.
+        measures: depth, widths, stages (log2) and the share of each primitive among the nodes.
+    """
+
+    patterns: Mapping[str, int]
+    measures: Mapping[str, float]
+
+
+def profile(architecture: Architecture) -> Profile:
+    """Describe an architecture by its local patterns and global measures, in linear time."""
+    nodes = architecture.nodes
+    before: list[set[str]] = [set() for _ in nodes]
+    after: list[set[str]] = [set() for _ in nodes]
+    for source, target in architecture.edges:
+        before[target].add(nodes[source].op)
+        after[source].add(nodes[target].op)
+    patterns = Counter(
+        f"{','.join(sorted(before[i]))}>{node.op}>{','.join(sorted(after[i]))}"
+        for i, node in enumerate(nodes)
+    )
+    kernels = [
+        use.shape
+        for node in nodes
+        for use in node.parameters
+        if use.role == "weight" and node.op == "conv"
+    ]
+    extents = {math.prod(node.shape[2:]) for node in nodes if len(node.shape) > 2}
+    measures = {
+        f"share of {op}": count / len(nodes) for op, count in Counter(n.op for n in nodes).items()
+    }
+    measures["depth (log2)"] = math.log2(1 + len(kernels))
+    measures["widest layer (log2)"] = math.log2(max((s[0] for s in kernels), default=1))
+    measures["narrowest layer (log2)"] = math.log2(min((s[0] for s in kernels), default=1))
+    measures["resolutions"] = math.log2(1 + len(extents))
+    return Profile(patterns, measures)
+
+
+def summarise(profiles: Iterable[Profile]) -> dict[str, Any]:
+    """Return the patterns and the range of each measure over training networks, for a generator's card."""
+    patterns: set[str] = set()
+    ranges: dict[str, list[float]] = {}
+    seen = list(profiles)
+    for one in seen:
+        patterns.update(one.patterns)
+        for name in one.measures:
+            ranges.setdefault(name, [math.inf, -math.inf])
+    for name, bounds in ranges.items():
+        values = [one.measures.get(name, 0.0) for one in seen]
+        bounds[0], bounds[1] = round(min(values), 4), round(max(values), 4)
+    return {"patterns": sorted(patterns), "ranges": dict(sorted(ranges.items()))}
+
+
+def distance(network: Profile, trained: Mapping[str, Any]) -> tuple[float, str]:
+    """Measure how far ``network`` is outside the training networks, and name what is farthest.
+
+    d = share of nodes whose local pattern was never seen + sum over measures of the excess over the range seen
+    (an octave of depth or width counts 1, a share of nodes as itself).
+    """
+    known = set(trained["patterns"])
+    total = sum(network.patterns.values())
+    strange = Counter({p: n for p, n in network.patterns.items() if p not in known})
+    parts = {}
+    if strange:
+        (most, _), *_ = strange.most_common(1)
+        parts[f"{sum(strange.values())} of {total} nodes in patterns never seen, as {most!r}"] = (
+            sum(strange.values()) / total
+        )
+    ranges: Mapping[str, tuple[float, float]] = trained["ranges"]
+    for name in set(network.measures) | set(ranges):
+        value = network.measures.get(name, 0.0)
+        low, high = ranges.get(name, (0.0, 0.0))
+        excess = max(low - value, value - high, 0.0)
+        if excess > 1e-3:
+            parts[f"{name} {value:.2f}, trained on {low:.2f} to {high:.2f}"] = excess
+    if not parts:
+        return 0.0, "inside the training networks"
+    return sum(parts.values()), max(parts, key=lambda reason: (parts[reason], reason))
+
+
+def judge(plan: Plan, trained: Mapping[str, Any]) -> Verdict:
+    """Trust a network whose every kernel and matrix can be generated and whose distance is within the threshold."""
+    if plan.architecture is None:
+        raise ValueError("the plan has no graph to judge")
+    d, reason = distance(profile(plan.architecture), trained)
+    refused = [e for e in plan.entries if e.route.value == "skipped" and len(e.shape) > 1]
+    if refused:
+        first = refused[0]
+        return Verdict(
+            False,
+            d,
+            f"{len(refused)} layers can't be generated, the first is {first.name} ({first.reason})",
+        )
+    threshold = float(trained["threshold"])
+    return Verdict(d <= threshold, d, f"distance {d:.2f}, trusted up to {threshold:.2f}: {reason}")

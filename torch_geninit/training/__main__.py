@@ -1,0 +1,37 @@
+"""Command line of the training code: ``python -m torch_geninit.training COMMAND --help``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+COMMANDS = {
+    "prepare": ("prepare", "turn an image folder or a torchvision data set into one tensor file"),
+    "zoo": ("zoo", "train many networks of one architecture"),
+    "vae": ("vae", "train slice VAEs on a zoo"),
+    "ghn": ("ghn", "train a graph hypernetwork; with --noise and --start, a noise GHN from it"),
+    "evaluate": ("evaluate", "measure a generator by the protocol"),
+    "export": ("export", "write a trained generator as a safetensors file with manifest record and card"),
+    "publish": ("publish", "upload an export to the Hugging Face Hub and pin it in the manifest"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m torch_geninit.training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (module, text) in COMMANDS.items():
+        code = importlib.import_module(f"torch_geninit.training.{module}")
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=code.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        code.add_arguments(command)
+        command.set_defaults(run_command=code.main)
+    parsed = parser.parse_args(arguments)
+    parsed.run_command(parsed)
+
+
+if __name__ == "__main__":
+    main()

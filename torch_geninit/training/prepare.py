@@ -1,0 +1,18 @@
+"""Prepare images once: one uint8 tensor file with the fixed split."""
+
+from __future__ import annotations
+
+import argparse
+
+from torch_geninit.training.data import prepare
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="folder with train/<class> and test/<class>, or a torchvision name")
+    parser.add_argument("target", help="file to write (.safetensors)")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--download", action="store_true", help="let torchvision download")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    prepare(arguments.source, arguments.target, size=arguments.size, download=arguments.download)

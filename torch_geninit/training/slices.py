@@ -1,0 +1,101 @@
+"""Data sets of kernel slices: what slice VAEs learn from, one data set for each convolution of a zoo's networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from torch_geninit.generators.vae import TrainedLayer
+from torch_geninit.training.networks import resnet20
+
+HELD_OUT = 0.2
+"""Share of a zoo's networks that VAEs are measured on and never trained on."""
+
+
+@dataclass(frozen=True)
+class LayerSlices:
+    """Slices of one convolution in several networks.
+
+    Attributes:
+        layer: the convolution.
+        values: (networks, slices, positions) float32.
+        filters: number of the convolution's output channels; slices go filter by filter.
+    """
+
+    layer: TrainedLayer
+    values: Tensor
+    filters: int
+
+    @property
+    def all(self) -> Tensor:
+        """Slices of all networks, (networks * slices, positions)."""
+        return self.values.flatten(0, 1)
+
+
+def zoo_networks(zoo: str | Path) -> tuple[str, ...]:
+    """Return the names of a zoo's networks, ``<seed>.safetensors``, by seed."""
+    names = [path.stem for path in Path(zoo).glob("*.safetensors")]
+    return tuple(sorted(names, key=lambda name: (len(name), name)))
+
+
+def split_networks(names: Sequence[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split networks into those to train on and those held out, at least one each.
+
+    Raises:
+        ValueError: if there are fewer than two networks.
+    """
+    if len(names) < 2:
+        raise ValueError(
+            f"the zoo has {len(names)} networks; expected at least 2, one to train on and one held out. "
+            "Train more with `python -m torch_geninit.training zoo`"
+        )
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = max(1, round(HELD_OUT * len(names)))
+    chosen = set(order[:held_out])
+    return (
+        tuple(name for index, name in enumerate(names) if index not in chosen),
+        tuple(name for index, name in enumerate(names) if index in chosen),
+    )
+
+
+def read_slices(zoo: str | Path, names: Sequence[str]) -> list[LayerSlices]:
+    """Read the convolutions of ResNet-20 in the networks ``names`` of a zoo, in the order of the forward pass.
+
+    Raises:
+        ValueError: if a network lacks a convolution or has it in another shape.
+    """
+    expected = {
+        f"{name}.weight": module.weight
+        for name, module in resnet20().named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
+    stacks: dict[str, list[Tensor]] = {name: [] for name in expected}
+    for network in names:
+        path = Path(zoo) / f"{network}.safetensors"
+        with safe_open(str(path), framework="pt") as file:
+            missing = sorted(expected.keys() - set(file.keys()))
+            if missing:
+                raise ValueError(f"{path} lacks {missing[:3]}; expected the state dict of a ResNet-20")
+            for name, weight in expected.items():
+                value = file.get_tensor(name).float()
+                if value.shape != weight.shape:
+                    raise ValueError(
+                        f"{path}: {name} has shape {tuple(value.shape)}; expected {tuple(weight.shape)}, "
+                        "the state dict of a ResNet-20"
+                    )
+                stacks[name].append(value.flatten(0, 1).flatten(1))
+    last = len(expected) - 1
+    return [
+        LayerSlices(
+            TrainedLayer(name, tuple(weight.shape[2:]), math.prod(weight.shape[1:]), index / last),
+            torch.stack(stacks[name]),
+            weight.shape[0],
+        )
+        for index, (name, weight) in enumerate(expected.items())
+    ]

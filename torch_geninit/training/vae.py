@@ -1,0 +1,325 @@
+"""Train slice VAEs on a zoo: one for each convolution of ResNet-20, from the kernels of many trained networks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torch_geninit.generators.vae import SliceVAEs
+from torch_geninit.training.data import load
+from torch_geninit.training.run import Run
+from torch_geninit.training.slices import LayerSlices, read_slices, split_networks, zoo_networks
+
+
+@dataclass(frozen=True)
+class VAERecipe:
+    """How slice VAEs are trained.
+
+    Attributes:
+        decoder: ``"slice"`` or ``"paper"``, as in the generator's card; the encoder goes with it.
+        latent, hidden: sizes.
+        standardise: train on slices of zero mean and unit variance at each kernel position.
+        variance: of the likelihood; None learns a covariance with the decoder and samples it too.
+        lr: of Adam, decaying linearly to 0.
+        epochs: for the layer with the fewest slices and for the one with the most.
+        batch_size: slices a step.
+    """
+
+    decoder: str
+    latent: int
+    hidden: int
+    standardise: bool
+    variance: float | None
+    lr: float = 0.01
+    epochs: tuple[int, int] = (150, 4)
+    batch_size: int = 128
+
+
+RECIPES = {
+    "ours": VAERecipe("slice", latent=4, hidden=16, standardise=True, variance=None),
+    "paper": VAERecipe("paper", latent=8, hidden=32, standardise=False, variance=1e-3),
+}
+
+
+class Encoder(nn.Module):
+    """Approximate posterior of a slice's latents: perceptron with two hidden layers."""
+
+    def __init__(self, positions: int, latent: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(positions, hidden),
+            nn.ELU(),
+            nn.Linear(hidden, hidden),
+            nn.ELU(),
+            nn.Linear(hidden, 2 * latent),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of z, (N, latent) each."""
+        mean, log_variance = self.layers(x).chunk(2, 1)
+        return mean, log_variance
+
+
+class PaperEncoder(Encoder):
+    """Encoder of Harder et al. 2023: two k x k convolutions with padding, one without, and a 1x1 to the latents."""
+
+    def __init__(self, kernel_size: Sequence[int], latent: int, hidden: int) -> None:
+        nn.Module.__init__(self)
+        size = tuple(kernel_size)
+        self.layers = nn.Sequential(
+            nn.Unflatten(1, (1, *size)),
+            nn.Conv2d(1, hidden, size, padding="same"),
+            nn.ELU(),
+            nn.Conv2d(hidden, hidden, size, padding="same"),
+            nn.ELU(),
+            nn.Conv2d(hidden, 2 * hidden, size),
+            nn.ELU(),
+            nn.Conv2d(2 * hidden, 2 * latent, 1),
+            nn.Flatten(),
+        )
+
+
+class Terms(NamedTuple):
+    """Parts of the evidence lower bound for each slice, in nats: ELBO = log_likelihood - divergence.
+
+    ``log_weight`` is log p(x, z) - log q(z | x), whose mean exponential over draws of z estimates p(x).
+    """
+
+    log_likelihood: Tensor
+    divergence: Tensor
+    log_weight: Tensor
+
+
+def evidence(decoder: nn.Module, encoder: nn.Module, x: Tensor, variance: float | None) -> Terms:
+    """Evaluate the evidence lower bound of slices ``x`` (N, positions) with one draw of z for each."""
+    mean, log_variance = encoder(x)
+    noise = torch.randn_like(mean)
+    z = mean + (0.5 * log_variance).exp() * noise
+    log_likelihood = log_density(decoder, x, z, variance)
+    divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
+    log_ratio = 0.5 * (noise**2 + log_variance - z**2).sum(1)
+    return Terms(log_likelihood, divergence, log_likelihood + log_ratio)
+
+
+def log_density(decoder: nn.Module, x: Tensor, z: Tensor, variance: float | None) -> Tensor:
+    """Return log p(x | z) for each slice; x = e^s (m + L eps) with m, s and L of the decoder, or L^2 = variance."""
+    mean, log_scale = decoder(z)
+    residual = x * (-log_scale).exp() - mean
+    positions = x.shape[1]
+    if variance is None:
+        factor: Tensor = decoder.factor()  # type: ignore[operator]
+        residual = torch.linalg.solve_triangular(factor, residual.t(), upper=False).t()
+        log_determinant = factor.diagonal().log().sum()
+    else:
+        residual = residual / math.sqrt(variance)
+        log_determinant = residual.new_tensor(positions / 2 * math.log(variance))
+    log_normal = -0.5 * (residual**2 + math.log(2 * math.pi)).sum(1)
+    return log_normal - log_determinant - positions * log_scale[:, 0]
+
+
+def epochs_for(slices: int, fewest: int, most: int, epochs: tuple[int, int]) -> int:
+    """Interpolate epochs between the smallest and the largest layer, as a power of the number of slices."""
+    if most == fewest:
+        return epochs[0]
+    share = math.log(slices / fewest) / math.log(most / fewest)
+    return max(1, round(epochs[0] * (epochs[1] / epochs[0]) ** share))
+
+
+@dataclass(frozen=True)
+class TrainedVAEs:
+    """Slice VAEs with what only training and measuring need.
+
+    Attributes:
+        generator: what is shipped.
+        encoders: one for each decoder.
+        recipe: they were trained by.
+        train, held_out: names of the zoo's networks.
+    """
+
+    generator: SliceVAEs
+    encoders: nn.ModuleList
+    recipe: VAERecipe
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def train_vaes(
+    zoo: str | Path,
+    folder: str | Path,
+    *,
+    recipe: str | VAERecipe = "ours",
+    seed: int = 0,
+    data: str | Path | None = None,
+) -> TrainedVAEs:
+    """Train a VAE for each convolution on four fifths of the zoo's networks.
+
+    Args:
+        zoo: folder of state dicts, ``<seed>.safetensors``.
+        folder: of the run; an interrupted run resumes there after its last finished layer.
+        recipe: a name in :data:`RECIPES`, or a recipe.
+        seed: of split, initial weights, batches and noise.
+        data: prepared data file that the zoo was trained on; its classes and normalisation go into the card.
+
+    Raises:
+        ValueError: if the zoo is too small or broken, or ``folder`` holds a run of another zoo, recipe or seed.
+    """
+    from tqdm.auto import tqdm
+
+    chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    train, held_out = split_networks(zoo_networks(zoo), seed)
+    layers = read_slices(zoo, train)
+    fewest, most = (pick(len(layer.values[0]) for layer in layers) for pick in (min, max))
+    trained = _untrained(_card(chosen, layers, train, seed, data), chosen, train, held_out)
+    plan = {"recipe": _plain(chosen), "seed": seed, "train": list(train), "held_out": list(held_out)}
+    run = Run(folder)
+    state = run.resume() or {"done": 0, **plan}
+    if {key: state[key] for key in plan} != plan:
+        raise ValueError(
+            f"{folder} holds a run of another zoo, recipe or seed; expected an empty folder or the same run. "
+            "Choose another folder"
+        )
+    if state["done"]:
+        _load(trained, state)
+    epochs = [epochs_for(len(layer.values[0]), fewest, most, chosen.epochs) for layer in layers]
+    work = [count * len(layer.all) for count, layer in zip(epochs, layers, strict=True)]
+    done = state["done"]
+    progress = tqdm(total=sum(work), initial=sum(work[:done]), unit="slice", unit_scale=True, mininterval=1)
+    for index in range(done, len(layers)):
+        layer = layers[index]
+        progress.set_description(layer.layer.name.removesuffix(".weight"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed * 1000 + index)
+            _train_layer(trained, index, layer.all, epochs[index], run, progress)
+        run.save(
+            {
+                "done": index + 1,
+                **plan,
+                "generator": trained.generator.state_dict(),
+                "encoders": trained.encoders.state_dict(),
+                "card": trained.generator.card,
+            }
+        )
+    progress.close()
+    return trained
+
+
+def load_vaes(folder: str | Path) -> TrainedVAEs:
+    """Return the VAEs of a finished run.
+
+    Raises:
+        ValueError: if the run is not finished.
+    """
+    state = Run(folder).resume()
+    if state is None or state["done"] < len(state["card"]["sizes"]["layers"]):
+        raise ValueError(f"{folder} holds no finished run of VAEs; resume it with train_vaes")
+    recipe = VAERecipe(**{**state["recipe"], "epochs": tuple(state["recipe"]["epochs"])})
+    trained = _untrained(state["card"], recipe, tuple(state["train"]), tuple(state["held_out"]))
+    _load(trained, state)
+    return trained
+
+
+def _train_layer(trained: TrainedVAEs, index: int, raw: Tensor, epochs: int, run: Run, progress: Any) -> None:
+    recipe = trained.recipe
+    decoder, encoder = trained.generator.decoders[index], trained.encoders[index]
+    for module in [*decoder.modules(), *encoder.modules()]:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    x = raw
+    if recipe.standardise:
+        decoder.mean.copy_(raw.mean(0))
+        decoder.std.copy_(raw.std(0))
+        x = (raw - decoder.mean) / decoder.std
+    parameters = [*decoder.parameters(), *encoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, recipe.lr)
+    total = epochs * math.ceil(len(x) / recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total)
+    for epoch in range(epochs):
+        elbo, divergence = 0.0, 0.0
+        for batch in torch.randperm(len(x)).split(recipe.batch_size):
+            terms = evidence(decoder, encoder, x[batch], recipe.variance)
+            loss = (terms.divergence - terms.log_likelihood).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            elbo -= loss.item() * len(batch) / len(x)
+            divergence += terms.divergence.sum().item() / len(x)
+            progress.update(len(batch))
+        layer = trained.generator.layers[index].name
+        run.log(layer=layer, epoch=epoch + 1, elbo=round(elbo, 4), divergence=round(divergence, 4))
+
+
+def _card(
+    recipe: VAERecipe, layers: list[LayerSlices], train: tuple[str, ...], seed: int, data: str | Path | None
+) -> dict[str, Any]:
+    records = [{**asdict(s.layer), "kernel_size": list(s.layer.kernel_size)} for s in layers]
+    card: dict[str, Any] = {
+        "kind": "vae",
+        "sizes": {
+            "decoder": recipe.decoder,
+            "latent": recipe.latent,
+            "hidden": recipe.hidden,
+            "layers": records,
+        },
+        "trained": {"architecture": "ResNet-20", "networks": len(train), "seed": seed, "recipe": _plain(recipe)},
+    }
+    if data is not None:
+        images = load(data, "train")
+        size = [images.images.shape[1], *images.images.shape[2:]]
+        card["input"] = {"size": size, "mean": list(images.mean), "std": list(images.std)}
+        card["classes"] = list(images.classes)
+    return card
+
+
+def _untrained(
+    card: dict[str, Any], recipe: VAERecipe, train: tuple[str, ...], held_out: tuple[str, ...]
+) -> TrainedVAEs:
+    generator = SliceVAEs(card)
+    encoders = nn.ModuleList(
+        PaperEncoder(layer.kernel_size, recipe.latent, recipe.hidden)
+        if recipe.decoder == "paper"
+        else Encoder(math.prod(layer.kernel_size), recipe.latent)
+        for layer in generator.layers
+    )
+    return TrainedVAEs(generator, encoders, recipe, train, held_out)
+
+
+def _load(trained: TrainedVAEs, state: dict[str, Any]) -> None:
+    trained.generator.load_state_dict(state["generator"])
+    trained.encoders.load_state_dict(state["encoders"])
+
+
+def _plain(recipe: VAERecipe) -> dict[str, Any]:
+    return {**asdict(recipe), "epochs": list(recipe.epochs)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--zoo", required=True, help="folder of trained networks, <seed>.safetensors")
+    parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
+    parser.add_argument("--data", help="prepared data file that the zoo was trained on, for the card")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="ours")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; the networks are tiny")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Train, measure on the held-out networks, and write report.json and report.md into the run's folder."""
+    from torch_geninit.training.vae_report import evaluate_vaes, markdown_table
+
+    torch.set_num_threads(arguments.threads)
+    folder = Path(arguments.run)
+    trained = train_vaes(
+        arguments.zoo, folder, recipe=arguments.recipe, seed=arguments.seed, data=arguments.data
+    )
+    records = evaluate_vaes(arguments.zoo, trained, seed=arguments.seed)
+    (folder / "report.json").write_text(json.dumps(records, indent=1) + "\n")
+    (folder / "report.md").write_text(markdown_table(records))

@@ -1,0 +1,170 @@
+"""Measure slice VAEs on held-out networks: reconstruction, evidence, and whether samples look like trained slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_geninit.generators.base import noise_stream
+from torch_geninit.training.slices import LayerSlices, read_slices
+from torch_geninit.training.vae import TrainedVAEs, evidence
+
+SAMPLES = 100_000
+"""Slices drawn from each VAE."""
+LIKELIHOOD_SLICES = 2_000
+LIKELIHOOD_DRAWS = 64
+"""Held-out slices, and draws of z for each, for the importance-weighted estimate of log p(x)."""
+
+
+@torch.no_grad()
+def evaluate_vaes(zoo: str | Path, trained: TrainedVAEs, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Measure every VAE on the networks it was not trained on.
+
+    All values but ``raw_mse`` are in units of the training slices' standard deviation at each kernel position, so
+    that recipes and layers compare; densities are in nats per slice. Each record has:
+
+    - ``mse``, ``raw_mse``: error of reconstruction through the posterior mean, per value.
+    - ``divergence``, ``active``: KL of posterior and prior; latents whose posterior mean has a variance over 0.01.
+    - ``elbo``, ``log_likelihood``: lower bound and importance-weighted estimate of log p(x).
+    - ``normal``, ``covariance``: log p(x) under one normal law for all values, as He's but with the layer's own mean
+      and scale, and under a normal law with the slices' full covariance, both fitted on the training slices.
+    - ``std_ratio``, ``std_ratio_low``, ``std_ratio_high``: samples over held-out slices, of all values and at the
+      kernel positions where it is lowest and highest.
+    - ``correlation_difference``: largest entry of the difference between the samples' and the held-out slices'
+      correlation matrices of kernel positions; ``correlation_train`` the same of training and held-out slices,
+      ``correlation_halves`` of two halves of the held-out slices.
+    - ``kurtosis``, ``kurtosis_held_out``: fourth standardised moment, mean over positions; 3 is normal.
+    - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same slices in
+      random order; 1 means that slices know nothing of each other.
+    """
+    train = read_slices(zoo, trained.train)
+    held_out = read_slices(zoo, trained.held_out)
+    records = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for index, (seen, unseen) in enumerate(zip(train, held_out, strict=True)):
+            record = {"layer": seen.layer.name, "train_slices": len(seen.all), "held_out_slices": len(unseen.all)}
+            mean, std = seen.all.mean(0), seen.all.std(0)
+            x = (unseen.all - mean) / std
+            record |= _reconstruction(trained, index, unseen.all, std)
+            record |= _normal_laws((seen.all - mean) / std, x)
+            drawn = trained.generator.draw(index, SAMPLES, noise_stream(seed, seen.layer.name))
+            record |= _samples((drawn - mean) / std, x, seen, unseen)
+            record["spectral_ratio"] = _spectral_ratio(unseen)
+            records.append(record)
+    return records
+
+
+def _reconstruction(trained: TrainedVAEs, index: int, raw: Tensor, std: Tensor) -> dict[str, float]:
+    decoder, encoder = trained.generator.decoders[index], trained.encoders[index]
+    own_mean, own_std = getattr(decoder, "mean", 0.0), getattr(decoder, "std", torch.ones_like(std))
+    x = (raw - own_mean) / own_std
+    posterior_mean, _ = encoder(x)
+    shape, log_scale = decoder(posterior_mean)
+    error = (shape * log_scale.exp() - x) * own_std
+    terms = evidence(decoder, encoder, x, trained.recipe.variance)
+    # From a density of the VAE's own units to one of the common units.
+    units = (std / own_std).log().sum().item()
+    few = x[torch.randperm(len(x))[:LIKELIHOOD_SLICES]]
+    weights = torch.stack(
+        [evidence(decoder, encoder, few, trained.recipe.variance).log_weight for _ in range(LIKELIHOOD_DRAWS)]
+    )
+    log_likelihood = (weights.logsumexp(0) - math.log(LIKELIHOOD_DRAWS)).mean().item()
+    divergence = terms.divergence.mean().item()
+    return {
+        "mse": (error / std).square().mean().item(),
+        "raw_mse": error.square().mean().item(),
+        "divergence": divergence,
+        "active": int((posterior_mean.var(0) > 0.01).sum()),
+        "elbo": terms.log_likelihood.mean().item() - divergence + units,
+        "log_likelihood": log_likelihood + units,
+    }
+
+
+def _normal_laws(seen: Tensor, x: Tensor) -> dict[str, float]:
+    one = torch.distributions.Normal(seen.mean(), seen.std())
+    full = torch.distributions.MultivariateNormal(seen.mean(0), seen.T.cov())
+    return {
+        "normal": one.log_prob(x).sum(1).mean().item(),
+        "covariance": full.log_prob(x).mean().item(),
+    }
+
+
+def _samples(drawn: Tensor, x: Tensor, seen: LayerSlices, unseen: LayerSlices) -> dict[str, float]:
+    ratio = drawn.std(0) / x.std(0)
+    correlation = x.T.corrcoef()
+    networks = len(unseen.values)
+    if networks > 1:
+        halves = [part.flatten(0, 1) for part in unseen.values.tensor_split([networks // 2])]
+    else:
+        halves = [unseen.all[0::2], unseen.all[1::2]]
+    return {
+        "std_ratio": (drawn.std() / x.std()).item(),
+        "std_ratio_low": ratio.min().item(),
+        "std_ratio_high": ratio.max().item(),
+        "correlation_difference": _largest(drawn.T.corrcoef() - correlation),
+        "correlation_train": _largest(seen.all.T.corrcoef() - correlation),
+        "correlation_halves": _largest(halves[0].T.corrcoef() - halves[1].T.corrcoef()),
+        "kurtosis": _kurtosis(drawn),
+        "kurtosis_held_out": _kurtosis(x),
+    }
+
+
+def _largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def _kurtosis(x: Tensor) -> float:
+    centred = x - x.mean(0)
+    return (centred.pow(4).mean(0) / centred.square().mean(0).square()).mean().item()
+
+
+def _spectral_ratio(slices: LayerSlices) -> float:
+    shuffled = torch.stack([network[torch.randperm(len(network))] for network in slices.values])
+    norms = [
+        torch.linalg.matrix_norm(values.reshape(len(values), slices.filters, -1), 2).mean()
+        for values in (slices.values, shuffled)
+    ]
+    return (norms[0] / norms[1]).item()
+
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "reconstruction error": ("mse", ".3f"),
+    "raw": ("raw_mse", ".1e"),
+    "KL": ("divergence", ".2f"),
+    "active latents": ("active", "d"),
+    "ELBO": ("elbo", ".2f"),
+    "log p": ("log_likelihood", ".2f"),
+    "log p, normal": ("normal", ".2f"),
+    "log p, covariance": ("covariance", ".2f"),
+    "std ratio": ("std_ratio", ".3f"),
+    "corr. diff.": ("correlation_difference", ".3f"),
+    "train": ("correlation_train", ".3f"),
+    "halves": ("correlation_halves", ".3f"),
+    "kurtosis": ("kurtosis", ".2f"),
+    "held out": ("kurtosis_held_out", ".2f"),
+    "spectral ratio": ("spectral_ratio", ".2f"),
+}
+"""Heading -> key of a record and its format."""
+
+
+def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the records of :func:`evaluate_vaes` as a markdown table with one line a layer and one for their mean."""
+    last = {
+        "layer": "mean",
+        **{key: sum(record[key] for record in records) / len(records) for key, _ in COLUMNS.values()},
+    }
+    last["active"] = round(last["active"])
+    lines = [
+        "| layer | " + " | ".join(COLUMNS) + " |",
+        "|---|" + "---:|" * len(COLUMNS),
+    ]
+    for record in [*records, last]:
+        cells = [format(record[key], style) for key, style in COLUMNS.values()]
+        lines.append(f"| {record['layer'].removesuffix('.weight')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
