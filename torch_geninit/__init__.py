@@ -1,0 +1,29 @@
+"""Initialise PyTorch networks with learned weight generators: slice VAEs and graph hypernetworks."""
+
+from torch_geninit._version import __version__
+from torch_geninit.calibrate import recalibrate_bn_
+from torch_geninit.generators.file import GeneratorFileError
+from torch_geninit.graph.architecture import Architecture
+from torch_geninit.graph.trace import TraceError, trace
+from torch_geninit.hub import HubError, list_pretrained, load
+from torch_geninit.initializers import ghn_, noise_ghn_, plan, vae_
+from torch_geninit.plan import GenInitWarning, Plan, StrictError
+
+__all__ = [
+    "Architecture",
+    "GenInitWarning",
+    "GeneratorFileError",
+    "HubError",
+    "Plan",
+    "StrictError",
+    "TraceError",
+    "__version__",
+    "ghn_",
+    "list_pretrained",
+    "load",
+    "noise_ghn_",
+    "plan",
+    "recalibrate_bn_",
+    "trace",
+    "vae_",
+]

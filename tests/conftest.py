@@ -1,0 +1,103 @@
+"""Offline, one thread, and small real generators in files."""
+
+from __future__ import annotations
+
+import os
+
+# Read by huggingface_hub when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.file import read, write
+from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.generators.vae import SliceVAEs
+from torch_geninit.graph import vocabulary
+
+torch.set_num_threads(1)
+
+CARD: dict[str, Any] = {
+    "format_version": 1,
+    "vocabulary": {"version": vocabulary.VERSION, "graphs": {}},
+    "input": {"size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    "classes": [f"class {i}" for i in range(10)],
+    "licence": "MIT",
+}
+TRAINED_GHN: dict[str, Any] = {
+    "primitives": ["conv", "linear", "batch_norm"],
+    "kernels": ["1x1", "3x3"],
+    "patterns": [],
+    "ranges": {},
+    "threshold": 1000.0,
+}
+
+
+def vae_card() -> dict[str, Any]:
+    layers = [
+        {"name": f"conv{i}.weight", "kernel_size": [3, 3], "fan_in": 27, "depth": depth}
+        for i, depth in enumerate((0.0, 0.5, 1.0))
+    ]
+    return {
+        **copy.deepcopy(CARD),
+        "kind": "vae",
+        "sizes": {"decoder": "slice", "latent": 4, "hidden": 8, "layers": layers},
+        "trained": {},
+    }
+
+
+def ghn_card(noise: int = 0) -> dict[str, Any]:
+    sizes = {"width": 16, "rounds": 2, "noise": noise, "hidden": 16, "rank": 8, "channels": 8, "kernel": 3}
+    return {
+        **copy.deepcopy(CARD),
+        "kind": "noise-ghn" if noise else "ghn",
+        "sizes": sizes,
+        "trained": copy.deepcopy(TRAINED_GHN),
+    }
+
+
+def tiny_generator(kind: str) -> WeightGenerator:
+    """Build a small generator with seeded random weights, the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator: WeightGenerator
+        if kind == "vae":
+            generator = SliceVAEs(vae_card())
+            for decoder in generator.decoders:
+                torch.nn.init.normal_(decoder.spread, std=0.1)
+        else:
+            generator = GraphHyperNetwork(ghn_card(noise=4 if kind == "noise-ghn" else 0))
+    return generator.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function: kind of generator -> path of a file with a small one."""
+    folder = tmp_path_factory.mktemp("generators")
+
+    def file(kind: str) -> Path:
+        path = folder / f"tiny-{kind}.safetensors"
+        if not path.exists():
+            write(tiny_generator(kind), path, dtype=torch.float32)
+        return path
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_file: Callable[[str], Path]) -> Callable[[str], WeightGenerator]:
+    """Return a function: kind of generator -> a small one, read from its file once."""
+    loaded: dict[str, WeightGenerator] = {}
+
+    def generator(kind: str) -> WeightGenerator:
+        if kind not in loaded:
+            loaded[kind] = read(tiny_file(kind))
+        return loaded[kind]
+
+    return generator

@@ -1,0 +1,315 @@
+"""Who fills each parameter of a model, or why nobody does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from torch_geninit.graph.architecture import Architecture, ParameterUse
+from torch_geninit.graph.trace import trace
+from torch_geninit.plan import Entry, Layer, Plan, Route, Verb
+from torch_geninit.survey import Slot, canonical, canonical_module, survey
+
+if TYPE_CHECKING:
+    from torch_geninit.generators.base import WeightGenerator
+
+Head = Literal["auto", "keep", "generate"]
+Patterns = str | Iterable[str] | None
+
+CONVOLUTIONS = {
+    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "conv_transpose": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+}
+TELLING: dict[str, tuple[type[nn.Module], ...]] = {
+    **CONVOLUTIONS,
+    "batch_norm": (nn.modules.batchnorm._BatchNorm,),
+    "layer_norm": (nn.LayerNorm,),
+    "group_norm": (nn.GroupNorm,),
+}
+"""Primitives that tell which of torch's layers they came from; a linear one may come from anywhere."""
+
+
+def plan_layers(
+    module: nn.Module,
+    pretrained: WeightGenerator,
+    source: str,
+    *,
+    name: str = "",
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> Plan:
+    """Plan for a generator that fills convolutions one by one."""
+    slots = survey(module, name)
+    layers = _layers(slots)
+    rules = _wishes(slots, include, exclude)
+
+    def decide(slot: Slot, entry: Entry) -> Entry:
+        layer = layers.get(id(slot.owner))
+        if layer is None or slot.attribute == "bias":
+            return replace(entry, route=Route.KEPT, reason="vae_ draws the weights of convolutions only")
+        entry = replace(entry, layer=layer, role="weight")
+        return _ask(pretrained, entry, None)
+
+    entries = _entries(slots, rules, decide)
+    if not any(entry.layer for entry in entries):
+        # By design, but a verb that did nothing at all must say so.
+        reason = f"no convolution in this {type(module).__name__}, and vae_ draws nothing else"
+        entries = [
+            replace(e, route=Route.SKIPPED, reason=reason)
+            if e.route is Route.KEPT and e.name not in rules
+            else e
+            for e in entries
+        ]
+    plan = Plan(
+        tuple(entries), "vae", type(module).__name__, source, pretrained, modules=_modules(module, name)
+    )
+    return _judged(plan)
+
+
+def plan_graph(
+    model: nn.Module,
+    verb: Verb,
+    pretrained: WeightGenerator,
+    source: str,
+    *,
+    example_inputs: Any = None,
+    graph: Architecture | None = None,
+    head: Head = "auto",
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> Plan:
+    """Plan for a generator that reads the graph of a model."""
+    if head not in ("auto", "keep", "generate"):
+        raise ValueError(f"head: expected 'auto', 'keep' or 'generate', got {head!r}")
+    slots = survey(model)
+    rules = _wishes(slots, include, exclude)
+    if graph is None and any(slot.name not in rules for slot in slots):
+        graph = trace(model, example_inputs)
+    if graph is not None:
+        graph = _fit(graph, slots, type(model).__name__)
+    uses = graph.uses if graph is not None else {}
+    classes = len(pretrained.card["classes"])
+    heads = head_nodes(graph) if graph is not None else {}
+
+    def decide(slot: Slot, entry: Entry) -> Entry:
+        if slot.name not in uses:
+            return replace(entry, route=Route.SKIPPED, reason="the forward pass doesn't reach it")
+        index, use = uses[slot.name]
+        role = "weight" if slot.norm is not None and use.role == "weight_v" else use.role
+        entry = replace(entry, node=index, role=role)
+        if index in heads:
+            if head == "keep":
+                return replace(entry, route=Route.KEPT, reason="head, kept as asked")
+            if heads[index] != classes and head == "generate":
+                raise ValueError(
+                    f"head='generate', but the head {slot.name!r} has another size than {source}:\n"
+                    f"  expected: {classes} classes\n"
+                    f"  got:      {heads[index]} outputs\n"
+                    "Use head='auto' to keep it, or a generator for as many classes"
+                )
+            if heads[index] != classes:
+                reason = f"head of other size: {heads[index]} outputs, {source} has {classes} classes"
+                return replace(entry, route=Route.KEPT, reason=reason)
+        return _ask(pretrained, entry, graph)
+
+    entries = tuple(_entries(slots, rules, decide))
+    plan = Plan(entries, verb, type(model).__name__, source, pretrained, graph, modules=_modules(model))
+    return _judged(plan)
+
+
+def head_nodes(architecture: Architecture) -> dict[int, int]:
+    """Return the last linear or convolutional layers before the outputs: node index -> number of their
+    outputs.
+
+    Walks back from the output through operations with one input and no parameters (pooling, flattening,
+    softmax).
+    """
+    before: dict[int, list[int]] = {}
+    for source, target in architecture.edges:
+        before.setdefault(target, []).append(source)
+    found: dict[int, int] = {}
+    ends = [i for i, node in enumerate(architecture.nodes) if node.op == "output"]
+    pending = [source for end in ends for source in before.get(end, [])]
+    while pending:
+        index = pending.pop()
+        node = architecture.nodes[index]
+        if node.op in ("linear", "conv"):
+            weight = next((use for use in node.parameters if use.role == "weight"), None)
+            if weight is not None:
+                found[index] = weight.shape[0]
+        elif not node.parameters and len(before.get(index, [])) == 1:
+            pending += before[index]
+    return found
+
+
+def _entries(
+    slots: Sequence[Slot], rules: dict[str, str], decide: Callable[[Slot, Entry], Entry]
+) -> list[Entry]:
+    entries: dict[str, Entry] = {}
+    for slot in slots:
+        p = slot.parameter
+        entry = Entry(
+            name=slot.name,
+            canonical=slot.canonical,
+            shape=() if is_lazy(p) else tuple(p.shape),
+            dtype=str(p.dtype).removeprefix("torch."),
+            route=Route.KEPT,
+            reason=rules.get(slot.name, ""),
+            tied_to=slot.first,
+            fan_in=0 if is_lazy(p) or p.ndim < 2 or slot.derived else math.prod(p.shape[1:]),
+            part=slot.part,
+        )
+        if slot.first is not None:
+            entry = _tied(entry, entries[slot.first])
+        elif slot.name not in rules:
+            if is_lazy(p):
+                raise ValueError(
+                    f"parameter {slot.name!r} is lazy and has no shape yet. Run the model once on example "
+                    "inputs first; nothing was changed"
+                )
+            if slot.blocked:
+                entry = replace(entry, route=Route.SKIPPED, reason=slot.blocked)
+            elif not slot.derived:
+                entry = decide(slot, entry)
+        entries[slot.name] = entry
+    for slot in slots:
+        if slot.derived and slot.norm is not None and slot.name not in rules:
+            carrier = next(s.name for s in slots if s.parameter is slot.norm.v)
+            entries[slot.name] = replace(_tied(entries[slot.name], entries[carrier]), tied_to=carrier)
+    return list(entries.values())
+
+
+def _tied(entry: Entry, first: Entry) -> Entry:
+    if first.route is Route.GENERATED:
+        return replace(entry, route=Route.TIED, reason=f"tied to {first.name}")
+    return replace(entry, route=first.route, reason=f"tied to {first.name}: {first.reason}")
+
+
+def _ask(pretrained: WeightGenerator, entry: Entry, architecture: Architecture | None) -> Entry:
+    refusal = pretrained.refusal(entry, architecture)
+    if refusal is None:
+        return replace(entry, route=Route.GENERATED, reason="")
+    return replace(entry, route=Route.SKIPPED, reason=refusal)
+
+
+def _judged(plan: Plan) -> Plan:
+    """Ask for the verdict; without trust everything that would be generated is skipped instead."""
+    if not plan.generated:
+        return plan
+    verdict = plan.pretrained.verdict(plan)
+    if verdict.trusted:
+        return replace(plan, verdict=verdict)
+    entries = tuple(
+        replace(entry, route=Route.SKIPPED, reason=f"not trusted: {verdict.reason}")
+        if entry.route in (Route.GENERATED, Route.TIED)
+        else entry
+        for entry in plan.entries
+    )
+    return replace(plan, entries=entries, verdict=verdict)
+
+
+def _wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> dict[str, str]:
+    """Return the reason to keep each parameter that the user keeps: name -> reason."""
+    included = None if include is None else _matching(slots, include, "include")
+    excluded = set() if exclude is None else _matching(slots, exclude, "exclude")
+    reasons: dict[str, str] = {}
+    for slot in slots:
+        if slot.name in excluded:
+            reasons[slot.name] = "excluded"
+        elif included is not None and slot.name not in included:
+            reasons[slot.name] = "not included"
+        elif not slot.parameter.requires_grad:
+            reasons[slot.name] = "frozen (requires_grad=False)"
+    names = {id(slot.parameter): slot.name for slot in reversed(slots)}
+    for slot in slots:
+        if slot.norm is not None:  # both parameters are written or neither
+            pair = [names[id(slot.norm.g)], names[id(slot.norm.v)]]
+            reason = next((reasons[name] for name in pair if name in reasons), None)
+            if reason is not None:
+                reasons[slot.name] = reason
+    return reasons
+
+
+def _matching(slots: Sequence[Slot], patterns: str | Iterable[str], option: str) -> set[str]:
+    matched: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        names = {s.name for s in slots if any(fnmatchcase(n, pattern) for n in (s.name, s.canonical))}
+        if not names:
+            known = ", ".join(slot.name for slot in slots[:3])
+            raise ValueError(
+                f"{option}: no parameter matches {pattern!r}. Expected a parameter name or a glob pattern as "
+                f"'layer1.*'; the first parameters are {known}"
+            )
+        matched |= names
+    return matched
+
+
+def _layers(slots: Sequence[Slot]) -> dict[int, Layer]:
+    found: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for slot in slots:
+        for op, kinds in CONVOLUTIONS.items():
+            if isinstance(slot.owner, kinds) and slot.attribute == "weight":
+                kernel_size: Any = slot.owner.kernel_size
+                found[id(slot.owner)] = (op, tuple(kernel_size))
+    last = len(found) - 1
+    return {
+        owner: Layer(op, kernel, index / last if last else 0.5, index)
+        for index, (owner, (op, kernel)) in enumerate(found.items())
+    }
+
+
+def _modules(module: nn.Module, prefix: str = "") -> WeakKeyDictionary[nn.Module, str]:
+    names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+    for name, part in module.named_modules():
+        names[part] = canonical_module(".".join(filter(None, (prefix, name))))
+    return names
+
+
+def _fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture:
+    """Check a graph against the model's parameters, and call them by the names they have now.
+
+    A graph may be older than the model's wrappers (torch.compile, DDP, fully_shard): canonical names decide.
+    """
+    own = {slot.name: slot for slot in slots}
+    by_canonical: dict[str, Slot] = {}
+    for slot in slots:
+        by_canonical.setdefault(slot.canonical, own[slot.first or slot.name])
+    renamed: dict[str, str] = {}
+    for name, (index, use) in graph.uses.items():
+        found = own.get(name) or by_canonical.get(canonical(name))
+        if found is None:
+            raise ValueError(
+                f"the graph is not of this {model}: it reads {name!r}, a parameter that it doesn't have. "
+                "Trace this model, or leave graph= out"
+            )
+        _compare(found, use, graph.nodes[index].op, model)
+        renamed[name] = found.name
+    if all(old == new for old, new in renamed.items()):
+        return graph
+    nodes = tuple(
+        replace(node, parameters=tuple(replace(use, name=renamed[use.name]) for use in node.parameters))
+        for node in graph.nodes
+    )
+    return replace(graph, nodes=nodes)
+
+
+def _compare(slot: Slot, use: ParameterUse, op: str, model: str) -> None:
+    shape = None if is_lazy(slot.parameter) else tuple(slot.parameter.shape)
+    layer = type(slot.owner)
+    torchs_own = layer.__module__.startswith("torch.nn.modules.")
+    other = torchs_own and any(isinstance(slot.owner, kinds) for name, kinds in TELLING.items() if name != op)
+    if shape == tuple(use.shape) and not (op in TELLING and other):
+        return
+    raise ValueError(
+        f"the graph is not of this {model}: parameter {slot.name!r} differs:\n"
+        f"  expected: {tuple(use.shape)}, read by {op}\n"
+        f"  got:      {shape}, of a {layer.__name__}\n"
+        "Trace this model, or leave graph= out"
+    )

@@ -1,0 +1,361 @@
+"""The verbs: resolve -> plan -> predict -> write, nothing more."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+from warnings import warn
+
+import torch
+from torch import nn
+
+from torch_geninit import hub
+from torch_geninit.coverage import Head, Patterns, plan_graph, plan_layers
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.graph.architecture import Architecture
+from torch_geninit.plan import GenInitWarning, Kept, Plan, StrictError, Verb, refuse_kept
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Pretrained = str | os.PathLike[str] | WeightGenerator
+
+DEFAULTS: dict[Verb, str] = {
+    "vae": "vae-cifar10",
+    "ghn": "ghn-cifar10",
+    "noise_ghn": "noise-ghn-cifar10",
+}
+KINDS: dict[Verb, tuple[str, ...]] = {
+    "vae": ("vae",),
+    "ghn": ("ghn", "noise-ghn"),
+    "noise_ghn": ("noise-ghn",),
+}
+"""Kinds of generator that each verb can use; without its noise a noise-ghn is a ghn."""
+
+
+def vae_(
+    module: ModuleT,
+    *,
+    pretrained: Pretrained = DEFAULTS["vae"],
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    name: str = "",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    strict: bool = False,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> ModuleT:
+    r"""Fill the convolutions of ``module`` with kernels that slice VAEs draw, in place.
+
+    Each k x k slice of a convolution's weight is the decoding of its own latent, by the VAE that was trained
+    on slices of layers of that kernel size nearest in relative depth (Harder et al., 2023):
+
+    .. math:: W_{o,i} = \operatorname{decode}(z_{o,i}), \qquad z_{o,i} \sim \mathcal{N}(0, I)
+
+    Biases, norms and linear layers keep the values they have.
+
+    Args:
+        module: a network or a single convolution.
+        pretrained: a name from :func:`list_pretrained`, a path to a .safetensors file, or what :func:`load`
+            returned.
+        generator: random source from which one seed is drawn.
+        seed: the seed itself. With neither, one is drawn from torch's global random state, as torch.nn.init
+            does.
+        name: where ``module`` belongs in a larger network, as ``"layer1.0.conv1"``. Noise goes by parameter
+            names: two equal layers filled with the same seed and name are equal.
+        include: names or glob patterns of the only parameters to fill.
+        exclude: names or glob patterns of parameters to leave as they are.
+        strict: raise instead of warning if a convolution can't be filled.
+        revision, cache_dir, local_files_only, token: of the Hugging Face Hub, used if the file is not here
+            yet.
+
+    Returns:
+        ``module`` itself.
+
+    Raises:
+        StrictError: with ``strict=True``, names the parameters that can't be filled.
+        ValueError: if a parameter to fill is on the meta device, lazy, quantised or not of a floating type.
+        HubError: if the generator can't be had. After any error the module is as it was.
+
+    Warns:
+        GenInitWarning: once, if convolutions are left as they are because no VAE was trained on their kernel
+            size.
+
+    Example:
+        >>> layer = torch.nn.Conv2d(16, 16, 3)
+        >>> layer is vae_(layer, seed=0)
+        True
+    """
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator: expected a torch.Generator, got {type(generator).__name__}; "
+                "learned weights are chosen with pretrained="
+            )
+        if seed is not None:
+            raise ValueError("expected generator= or seed=, got both")
+    made = plan(
+        module,
+        "vae",
+        pretrained=pretrained,
+        name=name,
+        include=include,
+        exclude=exclude,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
+    return _fill(module, made, seed=seed, generator=generator, kept="keep", strict=strict)
+
+
+def ghn_(
+    model: ModuleT,
+    *,
+    pretrained: Pretrained = DEFAULTS["ghn"],
+    example_inputs: Any = None,
+    graph: Architecture | None = None,
+    head: Head = "auto",
+    kept: Kept = "keep",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    strict: bool = False,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> ModuleT:
+    r"""Fill ``model`` with the weights that a graph hypernetwork predicts from its architecture, in place.
+
+    .. math:: W = H(\mathcal{A}; \theta)
+
+    where A is the graph of the model's operations and theta was trained on many other networks. Nothing is
+    random: the same architecture gets the same weights.
+
+    A network too far from those the hypernetwork was trained on keeps all its values, with a warning.
+    Running statistics of BatchNorm are not touched; see :func:`recalibrate_bn_`.
+
+    Args:
+        model: any network; it is not called.
+        pretrained: a name from :func:`list_pretrained`, a path to a .safetensors file, or what :func:`load`
+            returned.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments to trace with; guessed
+            for images and tokens.
+        graph: what :func:`trace` returned for a model with the same parameters, to save tracing again.
+        head: ``"auto"`` generates a classifier with the generator's own number of classes and keeps another;
+            ``"keep"`` keeps it; ``"generate"`` raises if it has another number of classes.
+        kept: what happens to parameters that are not generated. ``"keep"``: nothing. ``"reset"``: their
+            modules, and modules with buffers, call ``reset_parameters()`` first, which draws from torch's
+            global random state; for models that come out of ``to_empty``. ``"error"``: raise if there are
+            any.
+        include: names or glob patterns of the only parameters to fill.
+        exclude: names or glob patterns of parameters to leave as they are.
+        strict: raise instead of warning if parameters can't be filled.
+        revision, cache_dir, local_files_only, token: of the Hugging Face Hub, used if the file is not here
+            yet.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        StrictError: with ``strict=True`` or ``kept="error"``, names the parameters that would not be filled.
+        TraceError: if the architecture can't be read.
+        ValueError: if a parameter to fill is on the meta device, lazy, quantised or not of a floating type,
+            or if the head or the graph doesn't fit.
+        HubError: if the generator can't be had. After any error the model is as it was.
+
+    Warns:
+        GenInitWarning: once, if parameters are left as they are because they are unsupported, unreached or
+            untrusted.
+
+    Example:
+        >>> model = ghn_(resnet20())                                             # doctest: +SKIP
+    """
+    made = plan(
+        model,
+        "ghn",
+        pretrained=pretrained,
+        example_inputs=example_inputs,
+        graph=graph,
+        head=head,
+        include=include,
+        exclude=exclude,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
+    return _fill(model, made, kept=kept, strict=strict)
+
+
+def noise_ghn_(
+    model: ModuleT,
+    seed: int,
+    *,
+    pretrained: Pretrained = DEFAULTS["noise_ghn"],
+    noise_scale: float = 1.0,
+    example_inputs: Any = None,
+    graph: Architecture | None = None,
+    head: Head = "auto",
+    kept: Kept = "keep",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    strict: bool = False,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> ModuleT:
+    r"""Fill ``model`` with one of many weight sets that a noise hypernetwork predicts, in place.
+
+    .. math:: W = H(\mathcal{A}, \sigma \varepsilon; \theta), \qquad \varepsilon \sim \mathcal{N}(0, I)
+
+    Each seed gives another member of an ensemble; the same seed and architecture give the same weights, and
+    no global random state is read.
+
+    Args:
+        model: any network; it is not called.
+        seed: of the noise.
+        noise_scale: sigma; 0 gives every seed the same weights, larger values more different members.
+        pretrained, example_inputs, graph, head, kept, include, exclude, strict: as in :func:`ghn_`.
+        revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        StrictError, TraceError, ValueError, HubError: as :func:`ghn_`.
+
+    Warns:
+        GenInitWarning: as :func:`ghn_`.
+
+    Example:
+        >>> members = [noise_ghn_(resnet20(), seed) for seed in range(5)]        # doctest: +SKIP
+    """
+    made = plan(
+        model,
+        "noise_ghn",
+        pretrained=pretrained,
+        example_inputs=example_inputs,
+        graph=graph,
+        head=head,
+        include=include,
+        exclude=exclude,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
+    return _fill(model, made, seed=seed, noise_scale=noise_scale, kept=kept, strict=strict)
+
+
+def plan(
+    model: nn.Module,
+    verb: Verb = "ghn",
+    *,
+    pretrained: Pretrained | None = None,
+    example_inputs: Any = None,
+    graph: Architecture | None = None,
+    head: Head = "auto",
+    name: str = "",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Plan:
+    """Say for every parameter of ``model`` what a verb would do with it, and why; write nothing.
+
+    Works on the meta device. The verb called with the same arguments does what the plan says.
+
+    Args:
+        model: any network; it is not called.
+        verb: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
+        pretrained: as the verb's; by default the verb's own.
+        example_inputs, graph, head: as in :func:`ghn_`; ``"vae"`` has no use for them.
+        name: as in :func:`vae_`.
+        include, exclude: as the verb's.
+        revision, cache_dir, local_files_only, token: as the verb's.
+
+    Returns:
+        The plan; print it, or apply it with :meth:`Plan.write_`.
+
+    Raises:
+        TraceError, ValueError, HubError: as the verb.
+
+    Example:
+        >>> made = plan(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), "vae")
+        >>> [entry.route.value for entry in made.entries]
+        ['generated', 'kept']
+    """
+    if verb not in DEFAULTS:
+        raise ValueError(f"verb: expected one of {', '.join(map(repr, DEFAULTS))}, got {verb!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    chosen = DEFAULTS[verb] if pretrained is None else pretrained
+    if isinstance(chosen, WeightGenerator):
+        weights, source = chosen, str(chosen.card["kind"])
+    else:
+        weights, source = (
+            hub.load(
+                chosen,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+            ),
+            os.fspath(chosen),
+        )
+    kind = weights.card["kind"]
+    if kind not in KINDS[verb]:
+        raise ValueError(
+            f"pretrained={source!r} is of the wrong kind for {verb}_:\n"
+            f"  expected: {' or '.join(KINDS[verb])}\n"
+            f"  got:      {kind}\n"
+            "list_pretrained() says which is which"
+        )
+    if verb == "vae":
+        if example_inputs is not None or graph is not None or head != "auto":
+            raise TypeError("a vae plan goes layer by layer: it takes no example_inputs=, graph= or head=")
+        return plan_layers(model, weights, source, name=name, include=include, exclude=exclude)
+    if name:
+        raise TypeError(f"a {verb} plan is of a whole model: it takes no name=")
+    return plan_graph(
+        model,
+        verb,
+        weights,
+        source,
+        example_inputs=example_inputs,
+        graph=graph,
+        head=head,
+        include=include,
+        exclude=exclude,
+    )
+
+
+def _fill(
+    module: ModuleT,
+    made: Plan,
+    *,
+    kept: Kept,
+    strict: bool,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    noise_scale: float = 1.0,
+) -> ModuleT:
+    complaint = made.complaint()
+    if strict and complaint is not None:
+        names = ", ".join(entry.name for entry in made.skipped[:10])
+        more = ", ..." if len(made.skipped) > 10 else ""
+        raise StrictError(f"{complaint}.\nThese are {names}{more}; nothing was changed")
+    targets = made.match(module)
+    refuse_kept(kept, targets.left)
+    if generator is not None:
+        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+    prediction = made.predict(seed=seed, noise_scale=noise_scale)
+    if complaint is not None:
+        # Before the first write: a warning may be turned into an error.
+        warn(complaint, GenInitWarning, stacklevel=3)
+    return prediction.fill(module, targets, kept)

@@ -1,0 +1,327 @@
+"""Plan: every parameter of a model, who fills it or why not; no values, immutable, legal on meta."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from torch_geninit import table
+from torch_geninit.ambient import fixed
+from torch_geninit.graph.architecture import Architecture, Shape
+from torch_geninit.graph.clone import unwrap
+from torch_geninit.survey import Slot, survey
+from torch_geninit.write import Assignment, check_tile, check_writable, to_reset, write
+
+if TYPE_CHECKING:
+    from torch_geninit.generators.base import Tile, Verdict, WeightGenerator
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Verb = Literal["vae", "ghn", "noise_ghn"]
+Kept = Literal["keep", "reset", "error"]
+
+
+class GenInitWarning(UserWarning):
+    """Some parameters were left as they were, though nobody asked for that."""
+
+
+class StrictError(ValueError):
+    """Some parameters would be left as they are, and the caller asked for an error then."""
+
+
+class Route(str, Enum):
+    """What happens to a parameter."""
+
+    GENERATED = "generated"
+    TIED = "tied"
+    """Shares the memory of one that is generated."""
+    KEPT = "kept"
+    """Left as it is by design: excluded, frozen, a head of another size, not what the method draws."""
+    SKIPPED = "skipped"
+    """Left as it is because unsupported, unreached or not to be trusted: verbs warn about these."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as generators see it that fill layers one by one.
+
+    Attributes:
+        op: primitive, as ``"conv"``.
+        kernel_size: spatial extents of the kernel.
+        depth: relative position among the layers of that kind, 0 the first and 1 the last in order of
+            registration; 0.5 for a layer on its own.
+        index: absolute position.
+    """
+
+    op: str
+    kernel_size: Shape
+    depth: float
+    index: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter in a plan.
+
+    Attributes:
+        name: as in the model's ``named_parameters``.
+        canonical: the name without what wrappers add; it seeds the parameter's noise.
+        shape: of the whole parameter, sharded or not.
+        dtype: without ``torch.``.
+        route: what happens to it.
+        reason: why, in a few words.
+        role: ``"weight"``, ``"bias"``, ... where known.
+        node: index of the node of the architecture that reads it first.
+        layer: for generators that fill layers one by one.
+        tied_to: name of the first parameter with the same memory.
+        fan_in: inputs to each unit, prod(shape[1:]); 0 for vectors and scalars.
+        part: which parameter of several that its tensor is computed from (weight normalisation), else empty.
+    """
+
+    name: str
+    canonical: str
+    shape: Shape
+    dtype: str
+    route: Route
+    reason: str
+    role: str | None = None
+    node: int | None = None
+    layer: Layer | None = None
+    tied_to: str | None = None
+    fan_in: int = 0
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a verb does to each parameter of a model.
+
+    Attributes:
+        entries: one for each name in ``named_parameters(remove_duplicate=False)``.
+        verb: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
+        model: class name of the model.
+        source: name of the generator, as it was given.
+        pretrained: the generator itself.
+        architecture: the graph that a hypernetwork reads; None for ``vae`` and where there is nothing to
+            fill.
+        verdict: whether the generator's prediction is to be trusted; None where it was not asked.
+
+    Example:
+        >>> plan = geninit.plan(model)                    # doctest: +SKIP
+        >>> print(plan)                                   # doctest: +SKIP
+        >>> model.apply(plan.predict().write_)            # doctest: +SKIP
+    """
+
+    entries: tuple[Entry, ...]
+    verb: Verb
+    model: str
+    source: str
+    pretrained: WeightGenerator = field(repr=False, compare=False)
+    architecture: Architecture | None = field(default=None, repr=False)
+    verdict: Verdict | None = None
+    modules: WeakKeyDictionary[nn.Module, str] = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
+
+    @cached_property
+    def generated(self) -> tuple[Entry, ...]:
+        """Entries that the generator fills."""
+        return self._with(Route.GENERATED)
+
+    @cached_property
+    def skipped(self) -> tuple[Entry, ...]:
+        """Entries that a verb warns about."""
+        return self._with(Route.SKIPPED)
+
+    @cached_property
+    def kept(self) -> tuple[Entry, ...]:
+        """Entries that are left as they are by design."""
+        return self._with(Route.KEPT)
+
+    def _with(self, route: Route) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.route is route)
+
+    def complaint(self) -> str | None:
+        """Say in a sentence or two what is skipped and why, or None if nothing is."""
+        if not self.skipped:
+            return None
+        reasons = Counter(entry.reason for entry in self.skipped)
+        first = {entry.reason: entry.name for entry in reversed(self.skipped)}
+        parts = [f"{count} x {reason} (first: {first[reason]})" for reason, count in reasons.most_common(4)]
+        if len(reasons) > 4:
+            parts.append(f"{len(reasons) - 4} more reasons")
+        return (
+            f"{self.verb}_ leaves {len(self.skipped)} of {len(self.entries)} parameters of {self.model} "
+            f"as they are: {'; '.join(parts)}. Leave them out with exclude= to accept this, pass strict=True to "
+            f'make it an error; geninit.plan(model, "{self.verb}") lists them all'
+        )
+
+    def predict(self, *, seed: int | None = None, noise_scale: float = 1.0) -> Prediction:
+        """Ask the generator for compact predictions; nothing is written.
+
+        Args:
+            seed: of the noise. ``vae`` draws one from torch's global random state if there is none,
+                ``noise_ghn`` needs one, ``ghn`` takes none.
+            noise_scale: factor on a hypernetwork's noise.
+
+        Raises:
+            RuntimeError: if the generator is broken (values that are not finite, another shape).
+        """
+        if self.verb == "noise_ghn" and seed is None:
+            raise TypeError("a noise_ghn plan needs seed=: each seed gives another network")
+        if self.verb == "ghn":
+            if seed is not None:
+                raise TypeError("a ghn plan takes no seed=: its prediction has no noise; see noise_ghn_")
+            noise_scale = 0.0
+        seed = seed if seed is None else operator.index(seed)
+        if self.verb == "vae" and seed is None:
+            seed = int(torch.randint(2**31 - 1, (), device="cpu"))
+        tiles: Mapping[str, Tile] = {}
+        if self.generated:
+            with fixed():
+                tiles = self.pretrained.predict(self, seed=seed, noise_scale=noise_scale)
+                for entry in self.generated:
+                    if entry.name not in tiles:
+                        raise RuntimeError(
+                            f"the generator {self.source} made no prediction for {entry.name!r}, which "
+                            "it said it would; it is broken, and nothing was changed"
+                        )
+                    check_tile(tiles[entry.name], entry.name, entry.shape)
+        return Prediction(self, tiles)
+
+    def write_(
+        self,
+        module: ModuleT,
+        *,
+        prefix: str | None = None,
+        kept: Kept = "keep",
+        seed: int | None = None,
+        noise_scale: float = 1.0,
+    ) -> ModuleT:
+        """Fill ``module``, the planned model or a part of it, in place, and return it.
+
+        Each call predicts anew: to fill a model part by part, call :meth:`predict` once and its result's
+            ``write_``
+        on each part. The values are the same, bit for bit, as those of the verb on the whole model.
+
+        Args:
+            module: the model this plan was made from, a part of it, or one with the same parameter names.
+            prefix: where ``module`` belongs in the planned model; needed only for a part of another object
+                than the planned one.
+            kept: as in :func:`ghn_`.
+            seed, noise_scale: as in :meth:`predict`.
+
+        Raises:
+            ValueError: before anything is changed, if a parameter of ``module`` is not in the plan, has
+                another shape, or can't be written.
+        """
+        targets = self.match(module, prefix)
+        refuse_kept(kept, targets.left)
+        if not targets.filled and kept == "keep":
+            return module
+        return self.predict(seed=seed, noise_scale=noise_scale).fill(module, targets, kept)
+
+    def match(self, module: nn.Module, prefix: str | None = None) -> Targets:
+        """Find the parameters of ``module`` that this plan fills, and check that they can be written."""
+        if prefix is None:
+            prefix = self.modules.get(module, self.modules.get(unwrap(module), ""))
+        slots = survey(module, prefix)
+        unknown = [slot.name for slot in slots if slot.key not in self._by_key]
+        if unknown:
+            where = f" below {prefix!r}" if prefix else ""
+            raise ValueError(
+                f"{len(unknown)} parameters of {type(module).__name__}, first {unknown[0]!r}, are not in the plan "
+                f"for {self.model}{where}. Plan for this model, or say with prefix= which part of it this is"
+            )
+        filled: dict[str, str] = {}
+        for slot in slots:
+            entry = self._by_key[slot.key]
+            if tuple(slot.parameter.shape) != entry.shape:
+                raise ValueError(
+                    f"parameter {slot.name!r} of {type(module).__name__} has another shape than planned:\n"
+                    f"  expected: {entry.shape}\n"
+                    f"  got:      {tuple(slot.parameter.shape)}\n"
+                    "Plan again after changing a model"
+                )
+            if entry.route is Route.GENERATED:
+                filled[slot.first or slot.name] = entry.name
+            elif entry.route is Route.TIED and entry.tied_to is not None:
+                filled.setdefault(slot.first or slot.name, entry.tied_to)
+        chosen = {slot.name: slot for slot in slots if slot.name in filled and not slot.derived}
+        targets = Targets(
+            {name: (slot, filled[name]) for name, slot in chosen.items()},
+            tuple(slot for slot in slots if (slot.first or slot.name) not in filled),
+        )
+        check_writable([slot for slot in slots if slot.name in filled])
+        return targets
+
+    @cached_property
+    def _by_key(self) -> Mapping[tuple[str, str], Entry]:
+        return {(entry.canonical, entry.part): entry for entry in self.entries}
+
+    def table(self) -> str:
+        """Return the plan as aligned text: parameter, shape, route, fan-in standard deviation, reason."""
+        return table.text(self)
+
+    __str__ = table
+
+    def _repr_html_(self) -> str:
+        return table.html(self)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Parameters of a live module that a plan fills (name -> slot, entry's name), and those it leaves."""
+
+    filled: Mapping[str, tuple[Slot, str]]
+    left: Sequence[Slot]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A generator's compact predictions for a plan: small blocks of values, expanded as they are written.
+
+    Attributes:
+        plan: what was predicted for.
+        tiles: entry's name -> block of values and the rule that expands it.
+    """
+
+    plan: Plan
+    tiles: Mapping[str, Tile] = field(repr=False)
+
+    def write_(self, module: ModuleT, *, prefix: str | None = None, kept: Kept = "keep") -> ModuleT:
+        """Fill ``module``, the planned model or a part of it, in place; as :meth:`Plan.write_`."""
+        return self.fill(module, self.plan.match(module, prefix), kept)
+
+    def fill(self, module: ModuleT, targets: Targets, kept: Kept) -> ModuleT:
+        """Write to parameters that were matched before."""
+        refuse_kept(kept, targets.left)
+        resets = to_reset(module, targets.left) if kept == "reset" else []
+        write(
+            [Assignment(slot, self.tiles[entry]) for slot, entry in targets.filled.values()],
+            resets,
+        )
+        return module
+
+
+def refuse_kept(kept: Kept, left: Sequence[Slot]) -> None:
+    """Check the option ``kept``; with ``"error"`` refuse to leave any parameter as it is."""
+    if kept not in ("keep", "reset", "error"):
+        raise ValueError(f"kept: expected 'keep', 'reset' or 'error', got {kept!r}")
+    if kept == "error" and left:
+        names = ", ".join(slot.name for slot in left[:10])
+        raise StrictError(
+            f"kept='error', and {len(left)} parameters are not generated: {names}"
+            f"{', ...' if len(left) > 10 else ''}. Use kept='keep' or 'reset'; nothing was changed"
+        )

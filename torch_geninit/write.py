@@ -1,0 +1,263 @@
+"""The only module that changes a parameter: checks first, then plain copies that nothing interrupts."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torch_geninit.ambient import fixed
+from torch_geninit.shard import Indices, is_sharded, local_indices, write_part
+from torch_geninit.survey import Slot
+
+if TYPE_CHECKING:
+    from torch_geninit.generators.base import Tile
+
+WRITABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A parameter of a live module and the prediction that fills it."""
+
+    slot: Slot
+    tile: Tile
+
+
+def check_writable(slots: Sequence[Slot]) -> None:
+    """Refuse parameters that hold no values, or not of a floating type that can be copied into.
+
+    Raises:
+        ValueError: names the first of them, what was expected and what to do.
+    """
+    for slot in slots:
+        problem = _unwritable(slot.parameter)
+        if problem is not None:
+            got, remedy = problem
+            raise ValueError(
+                f"parameter {slot.name!r} can't be written:\n"
+                "  expected: a materialised float64, float32, float16 or bfloat16 tensor\n"
+                f"  got:      {got}\n"
+                f"{remedy}; nothing was changed"
+            )
+
+
+def _unwritable(p: Tensor) -> tuple[str, str] | None:
+    outer = type(p).__name__
+    exclude = "list its name in exclude="
+    if is_lazy(p):
+        return f"{outer}, a lazy parameter without shape", "Run the model once on example inputs first"
+    if p.is_meta:
+        return (
+            f"a tensor of shape {tuple(p.shape)} on the meta device",
+            "Materialise with model.to_empty(device=...) and call again with kept='reset'",
+        )
+    if p.is_quantized or p.dtype not in WRITABLE:
+        return f"{p.dtype}", f"Initialise before converting the model, or {exclude}"
+    if p.layout is not torch.strided:
+        return f"layout {p.layout}", f"Initialise before converting the model, or {exclude}"
+    if is_sharded(p):
+        try:
+            local_indices(p)
+        except ValueError as error:
+            return f"a DTensor: {error}", "Initialise before that placement"
+        return _unwritable(_local(p))
+    if type(p).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return (
+            f"the tensor subclass {outer}, whose copy_ may do something else",
+            f"Initialise before converting the model, or {exclude}",
+        )
+    if p.is_inference() and not torch.is_inference_mode_enabled():
+        return (
+            "an inference tensor outside inference mode",
+            "Build the model outside torch.inference_mode()",
+        )
+    if any(stride == 0 and extent > 1 for stride, extent in zip(p.stride(), p.shape, strict=True)):
+        return (
+            f"an expanded view: shape {tuple(p.shape)}, strides {p.stride()}",
+            "Make it a tensor of its own with .clone()",
+        )
+    return None
+
+
+def check_tile(tile: Tile, name: str, shape: Sequence[int]) -> None:
+    """Check a prediction against its parameter; costs next to nothing, since tiles are small.
+
+    Raises:
+        RuntimeError: the generator is broken: another shape, or values that are not finite.
+    """
+    extents = tuple(tile.values.shape)
+    fits = len(extents) == len(shape) and extents[2:] == tuple(shape[2:]) and 0 not in extents[:2]
+    if tuple(tile.shape) != tuple(shape) or not (fits or 0 in shape):
+        raise RuntimeError(
+            f"the generator's prediction for {name!r} has another shape:\n"
+            f"  expected: {tuple(shape)}\n"
+            f"  got:      {tuple(tile.shape)} from a block of {extents}\n"
+            "The generator is broken; nothing was changed"
+        )
+    if not (tile.finite() and math.isfinite(tile.scale) and math.isfinite(tile.amplitude)):
+        raise RuntimeError(
+            f"the generator's prediction for {name!r} holds values that are not finite: its file is "
+            "damaged or was exported from a diverged run; nothing was changed"
+        )
+
+
+def _check_range(assignment: Assignment) -> None:
+    tile, parameter = assignment.tile, assignment.slot.parameter
+    if parameter.dtype != torch.float16 or not tile.values.numel():
+        return
+    # Six standard deviations of the modulation that tells repeated blocks apart.
+    largest = float(tile.values.abs().max()) * abs(tile.scale) * (1 + 6 * abs(tile.amplitude))
+    limit = torch.finfo(torch.float16).max
+    if largest > limit:
+        raise ValueError(
+            f"the prediction for {assignment.slot.name!r} doesn't fit its float16:\n"
+            f"  expected: at most {limit:.0f}\n"
+            f"  got:      {largest:.3g}\n"
+            "Initialise in float32 or bfloat16; nothing was changed"
+        )
+
+
+def write(assignments: Sequence[Assignment], resets: Sequence[nn.Module] = ()) -> None:
+    """Reset ``resets``, then copy every prediction into its parameter, in place.
+
+    A KeyboardInterrupt that arrives during the copies is raised after the last one.
+
+    Raises:
+        ValueError: before the first change, if a prediction doesn't fit, or a module can't be reset.
+    """
+    for assignment in assignments:
+        _check_range(assignment)
+    with _interrupts_deferred():
+        _reset(resets)
+        with fixed():
+            jobs = [(a, _indices(a.slot.parameter)) for a in assignments]
+            for assignment, indices in jobs:
+                _copy(assignment, indices)
+
+
+def _copy(assignment: Assignment, indices: Indices | None) -> None:
+    slot, tile = assignment.slot, assignment.tile
+    target: Tensor = slot.parameter
+    if slot.norm is not None:
+        g, v = slot.norm.split(tile.expand())
+        slot.norm.g.copy_(g)
+        slot.norm.v.copy_(v)
+    elif is_sharded(target):
+        if indices is not None:
+            write_part(tile, indices, _local(target))
+    elif target.is_inference():
+        with torch.inference_mode():
+            tile.write_to(target)
+    else:
+        tile.write_to(target)
+
+
+def _local(parameter: Tensor) -> Tensor:
+    with torch.no_grad():
+        local: Tensor = parameter.to_local()  # type: ignore[attr-defined]
+    return local
+
+
+def _indices(parameter: Tensor) -> Indices | None:
+    return local_indices(parameter) if is_sharded(parameter) else None
+
+
+def to_reset(module: nn.Module, left: Sequence[Slot]) -> list[nn.Module]:
+    """List, children first, the modules whose reset_parameters gives values to what is not generated.
+
+    Those are the owners of the parameters ``left``, and every module with buffers that can reset them:
+        running
+    statistics are as empty after ``to_empty`` as parameters are.
+
+    Raises:
+        ValueError: names a parameter whose module can't reset it.
+    """
+    check_writable(left)
+    owners: dict[int, Slot] = {}
+    for slot in left:
+        if slot.part or id(slot.owner) not in owners:
+            owners[id(slot.owner)] = slot
+    modules: list[nn.Module] = []
+    for part in _children_first(module):
+        owned = owners.get(id(part))
+        resettable = _reset_method(part) is not None
+        if owned is not None and (not resettable or owned.part):
+            why = "computes it from other parameters" if resettable else "has no reset_parameters()"
+            raise ValueError(
+                f"parameter {owned.name!r} is not generated and can't be reset: its module, a "
+                f"{type(part).__name__}, {why}. Initialise it yourself and call with "
+                "kept='keep'; nothing was changed"
+            )
+        if owned is not None or (resettable and next(part.buffers(recurse=False), None) is not None):
+            modules.append(part)
+    return modules
+
+
+def _children_first(module: nn.Module) -> Iterator[nn.Module]:
+    """The order in which constructors initialise: a container may overwrite what its children set."""
+    seen: set[int] = set()
+
+    def visit(part: nn.Module) -> Iterator[nn.Module]:
+        if id(part) in seen:
+            return
+        seen.add(id(part))
+        for child in part.children():
+            yield from visit(child)
+        yield part
+
+    return visit(module)
+
+
+def _reset_method(module: nn.Module) -> Callable[[], None] | None:
+    # torch.nn.MultiheadAttention and torch.nn.Transformer spell it with an underscore.
+    for name in ("reset_parameters", "_reset_parameters"):
+        method = getattr(type(module), name, None)
+        if callable(method):
+            return partial(method, module)
+    return None
+
+
+def _reset(modules: Sequence[nn.Module]) -> None:
+    tensors = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
+    with torch.no_grad():
+        before = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+        try:
+            for module in modules:
+                method = _reset_method(module)
+                if method is not None:
+                    method()
+        except BaseException as error:
+            for tensor, value in before:
+                tensor.copy_(value)
+            if not isinstance(error, Exception):
+                raise
+            raise RuntimeError(
+                f"reset_parameters() of a {type(module).__name__} failed: {error}. Nothing was changed"
+            ) from error
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is left. Python runs signal handlers on the main thread only."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        yield
+        return
+    received: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
