@@ -15,8 +15,10 @@ from torch.nn.parameter import UninitializedTensorMixin
 from torch_geninit.graph.architecture import Architecture, Shape
 from torch_geninit.graph.clone import clone_structure, tensors_in
 from torch_geninit.graph.inputs import Inputs, given, guesses, without_data
-from torch_geninit.graph.record import Recorder, Surroundings
+from torch_geninit.graph.record import Recorder
 from torch_geninit.graph.rewrite import Draft, assemble, simplify
+from torch_geninit.graph.rules import RULES_OF_KIND
+from torch_geninit.graph.surroundings import Surroundings
 
 
 class TraceError(RuntimeError):
@@ -127,7 +129,7 @@ def _run(
     stand_in = _empty if meta else _copy
     clone, tensors = clone_structure(model, stand_in)
     shapes: dict[str, Shape] = {name: tuple(tensors[i].shape) for i, name in names.items()}
-    recorder = Recorder(meta=meta, shapes=shapes)
+    recorder = Recorder(meta=meta, shapes=shapes, rules=RULES_OF_KIND)
     for identity, name in names.items():
         recorder.own(tensors[identity], name)
     if training:

@@ -1,0 +1,110 @@
+"""What a network without data sees of its surroundings, and the calls that ATen would take apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from torch_geninit.graph.architecture import ParameterUse
+from torch_geninit.graph.clone import tensors_in
+from torch_geninit.graph.record import CPU, Call, Operation, Recorder
+from torch_geninit.graph.rules import attention
+
+_ROLES = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
+
+
+class Surroundings(TorchFunctionMode):
+    """Let a network on meta tensors believe that it runs on a CPU, and note calls before ATen sees them.
+
+    A recurrent layer becomes hundreds of operations, attention a different set on each backend.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        handler = _HANDLERS.get(func)
+        if handler is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return handler(self.recorder, func, args, dict(kwargs or {}))
+
+
+Handler = Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def _device(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return CPU if recorder.meta else func(*args, **kwargs)
+
+
+def _is_meta(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return False if recorder.meta else func(*args, **kwargs)
+
+
+def _unrecorded(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    muted, recorder.muted = recorder.muted, True
+    try:
+        return func(*args, **kwargs)
+    finally:
+        recorder.muted = muted
+
+
+def _recurrent(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = _unrecorded(recorder, func, args, kwargs)
+    if recorder.muted:
+        return result
+    if func.__name__.endswith("_cell"):
+        weights = args[2:]
+    else:  # (input, state, weights, ...) or (data, batch sizes, state, weights, ...)
+        place = 3 if isinstance(args[3], list | tuple) else 2
+        weights, args = args[place], (*args[:place], *args[place + 1 :])
+    uses = []
+    for tensor in tensors_in(weights):
+        value = recorder.value(tensor)
+        for name in value if isinstance(value, tuple) else ():
+            role = re.sub(r"(_l\d+)?(_reverse)?$", "", name.rpartition(".")[2])
+            if role not in _ROLES:
+                role = "weight" if tensor.ndim > 1 else "bias"
+            uses.append(ParameterUse(name, role, recorder.shapes[name]))
+    data = args[:2] if func.__name__.endswith("_cell") else args
+    sources = recorder.data(("data", tensor, recorder.value(tensor)) for tensor in tensors_in(data))
+    outputs = list(tensors_in(result))
+    node = recorder.add("recurrent", tuple(outputs[0].shape), sources, uses, None, func.__name__)
+    recorder.assign(outputs, node)
+    return result
+
+
+def _attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    result = _unrecorded(recorder, func, args, kwargs)
+    if recorder.muted:
+        return result
+    named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
+    operands = [(n, t, recorder.value(t)) for n, t in named.items() if isinstance(t, Tensor)]
+    operation = Operation(func.__name__, "attention", (), (), None)
+    recorder.assign([result], attention(recorder, Call(operation, operands, named, [result])))
+    return result
+
+
+_RECURRENT = (
+    torch.lstm,
+    torch.gru,
+    torch.rnn_tanh,
+    torch.rnn_relu,
+    torch.lstm_cell,
+    torch.gru_cell,
+    torch.rnn_tanh_cell,
+    torch.rnn_relu_cell,
+)
+_HANDLERS: dict[Any, Handler] = {
+    Tensor.device.__get__: _device,  # type: ignore[attr-defined]
+    Tensor.is_meta.__get__: _is_meta,
+    torch.nn.functional.scaled_dot_product_attention: _attention,
+    **dict.fromkeys(_RECURRENT, _recurrent),
+}
