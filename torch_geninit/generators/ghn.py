@@ -125,7 +125,9 @@ class GraphHyperNetwork(WeightGenerator):
     """Predict the parameters of a network from its graph.
 
     Card entries read here: ``sizes`` (width, rounds, noise, hidden, rank, channels, kernel), ``classes``,
-    ``trained`` (primitives, kernel sizes, local patterns and ranges seen in training).
+    ``trained`` (primitives, kernel sizes, local patterns and ranges seen in training), ``kernel_scale``: factor on
+    convolutions that only BatchNorm reads. It leaves the function as it is and divides their effective learning
+    rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction.
     """
 
     kind = "ghn"
@@ -135,6 +137,7 @@ class GraphHyperNetwork(WeightGenerator):
         sizes = card["sizes"]
         self.classes = len(card["classes"])
         self.noise_width = int(sizes["noise"])
+        self.kernel_scale = float(card.get("kernel_scale", 1.0))
         self.encoder = Encoder(sizes["width"], sizes["rounds"])
         self.decoder = Decoder(
             sizes["width"],
@@ -246,10 +249,12 @@ class GraphHyperNetwork(WeightGenerator):
 
         noisy = bool(self.noise_width) and seed is not None
         tiles = self(architecture, list(canonical), noise=draw if noisy else None)
+        normalised = normalised_kernels(architecture)
         return {
             entry.name: Tile(
                 tiles[entry.name].contiguous(),
                 entry.shape,
+                scale=self.kernel_scale if entry.name in normalised else 1.0,
                 amplitude=AMPLITUDE,
                 name=entry.canonical,
             )
@@ -263,6 +268,20 @@ def head_node(architecture: Architecture) -> int | None:
         if any(len(use.shape) > 1 for use in architecture.nodes[index].parameters):
             return index
     return None
+
+
+def normalised_kernels(architecture: Architecture) -> set[str]:
+    """Names of convolution kernels whose output goes to BatchNorm alone, so that their scale does not matter."""
+    readers: dict[int, set[str]] = defaultdict(set)
+    for source, target in architecture.edges:
+        readers[source].add(architecture.nodes[target].op)
+    return {
+        use.name
+        for index, node in enumerate(architecture.nodes)
+        if node.op == "conv" and readers[index] == {"batch_norm"}
+        for use in node.parameters
+        if use.role == "weight"
+    }
 
 
 def tile_shape(full: Shape, decoded: Shape) -> Shape:

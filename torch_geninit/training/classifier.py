@@ -24,7 +24,9 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train a classifier; the rate rises linearly over ``warmup`` of all steps, then falls linearly to 0.
+    """How to train a classifier.
+
+    The rate rises linearly over ``warmup`` of all steps; then it falls linearly to 0, or stays without ``decay``.
 
     Attributes:
         optimizer: ``"sgd"`` with Nesterov momentum, or ``"muon"``: orthogonalised momentum for convolution
@@ -38,6 +40,7 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_size: int = 128
     warmup: float = 0.2
+    decay: bool = True
     augment: Augment = "flip-crop"
     optimizer: Literal["sgd", "muon"] = "sgd"
 
@@ -55,7 +58,8 @@ class Recipe:
     def share_of_lr(self, progress: float) -> float:
         """Share of the peak learning rate at ``progress`` in [0, 1]."""
         rising = progress / self.warmup if self.warmup else math.inf
-        return min(rising, (1 - progress) / (1 - self.warmup))
+        falling = (1 - progress) / (1 - self.warmup) if self.decay else 1.0
+        return min(rising, falling)
 
 
 class Score(NamedTuple):

@@ -1,4 +1,4 @@
-"""Data sets of kernel slices: what slice VAEs learn from, one data set for each convolution of a zoo's networks."""
+"""Data sets of kernel slices, one for each convolution of a zoo's networks: what slice VAEs learn from."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def split_networks(names: Sequence[str], seed: int) -> tuple[tuple[str, ...], tu
 
 
 def read_slices(zoo: str | Path, names: Sequence[str]) -> list[LayerSlices]:
-    """Read the convolutions of ResNet-20 in the networks ``names`` of a zoo, in the order of the forward pass.
+    """Read the convolutions of the ResNet-20s ``names`` of a zoo, in the order of the forward pass.
 
     Raises:
         ValueError: if a network lacks a convolution or has it in another shape.

@@ -1,21 +1,20 @@
-"""Train slice VAEs on a zoo: one for each convolution of ResNet-20, from the kernels of many trained networks."""
+"""Train slice VAEs on a zoo: one for each convolution of ResNet-20, from the kernels of many networks."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.training.data import load
+from torch_geninit.training.encoders import Encoder, PaperEncoder, evidence
 from torch_geninit.training.run import Run
 from torch_geninit.training.slices import LayerSlices, read_slices, split_networks, zoo_networks
 
@@ -48,82 +47,6 @@ RECIPES = {
     "ours": VAERecipe("slice", latent=4, hidden=16, standardise=True, variance=None),
     "paper": VAERecipe("paper", latent=8, hidden=32, standardise=False, variance=1e-3),
 }
-
-
-class Encoder(nn.Module):
-    """Approximate posterior of a slice's latents: perceptron with two hidden layers."""
-
-    def __init__(self, positions: int, latent: int, hidden: int = 64) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(positions, hidden),
-            nn.ELU(),
-            nn.Linear(hidden, hidden),
-            nn.ELU(),
-            nn.Linear(hidden, 2 * latent),
-        )
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance of z, (N, latent) each."""
-        mean, log_variance = self.layers(x).chunk(2, 1)
-        return mean, log_variance
-
-
-class PaperEncoder(Encoder):
-    """Encoder of Harder et al. 2023: two k x k convolutions with padding, one without, and a 1x1 to the latents."""
-
-    def __init__(self, kernel_size: Sequence[int], latent: int, hidden: int) -> None:
-        nn.Module.__init__(self)
-        size = tuple(kernel_size)
-        self.layers = nn.Sequential(
-            nn.Unflatten(1, (1, *size)),
-            nn.Conv2d(1, hidden, size, padding="same"),
-            nn.ELU(),
-            nn.Conv2d(hidden, hidden, size, padding="same"),
-            nn.ELU(),
-            nn.Conv2d(hidden, 2 * hidden, size),
-            nn.ELU(),
-            nn.Conv2d(2 * hidden, 2 * latent, 1),
-            nn.Flatten(),
-        )
-
-
-class Terms(NamedTuple):
-    """Parts of the evidence lower bound for each slice, in nats: ELBO = log_likelihood - divergence.
-
-    ``log_weight`` is log p(x, z) - log q(z | x), whose mean exponential over draws of z estimates p(x).
-    """
-
-    log_likelihood: Tensor
-    divergence: Tensor
-    log_weight: Tensor
-
-
-def evidence(decoder: nn.Module, encoder: nn.Module, x: Tensor, variance: float | None) -> Terms:
-    """Evaluate the evidence lower bound of slices ``x`` (N, positions) with one draw of z for each."""
-    mean, log_variance = encoder(x)
-    noise = torch.randn_like(mean)
-    z = mean + (0.5 * log_variance).exp() * noise
-    log_likelihood = log_density(decoder, x, z, variance)
-    divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
-    log_ratio = 0.5 * (noise**2 + log_variance - z**2).sum(1)
-    return Terms(log_likelihood, divergence, log_likelihood + log_ratio)
-
-
-def log_density(decoder: nn.Module, x: Tensor, z: Tensor, variance: float | None) -> Tensor:
-    """Return log p(x | z) for each slice; x = e^s (m + L eps) with m, s and L of the decoder, or L^2 = variance."""
-    mean, log_scale = decoder(z)
-    residual = x * (-log_scale).exp() - mean
-    positions = x.shape[1]
-    if variance is None:
-        factor: Tensor = decoder.factor()  # type: ignore[operator]
-        residual = torch.linalg.solve_triangular(factor, residual.t(), upper=False).t()
-        log_determinant = factor.diagonal().log().sum()
-    else:
-        residual = residual / math.sqrt(variance)
-        log_determinant = residual.new_tensor(positions / 2 * math.log(variance))
-    log_normal = -0.5 * (residual**2 + math.log(2 * math.pi)).sum(1)
-    return log_normal - log_determinant - positions * log_scale[:, 0]
 
 
 def epochs_for(slices: int, fewest: int, most: int, epochs: tuple[int, int]) -> int:
@@ -170,7 +93,7 @@ def train_vaes(
         data: prepared data file that the zoo was trained on; its classes and normalisation go into the card.
 
     Raises:
-        ValueError: if the zoo is too small or broken, or ``folder`` holds a run of another zoo, recipe or seed.
+        ValueError: if the zoo is too small or broken, or ``folder`` holds another zoo's, recipe's or seed's run.
     """
     from tqdm.auto import tqdm
 
@@ -270,7 +193,12 @@ def _card(
             "hidden": recipe.hidden,
             "layers": records,
         },
-        "trained": {"architecture": "ResNet-20", "networks": len(train), "seed": seed, "recipe": _plain(recipe)},
+        "trained": {
+            "architecture": "ResNet-20",
+            "networks": len(train),
+            "seed": seed,
+            "recipe": _plain(recipe),
+        },
     }
     if data is not None:
         images = load(data, "train")

@@ -1,4 +1,4 @@
-"""Measure slice VAEs on held-out networks: reconstruction, evidence, and whether samples look like trained slices."""
+"""Measure slice VAEs on held-out networks: reconstruction, evidence, and likeness of samples to slices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from torch_geninit.generators.base import noise_stream
+from torch_geninit.training.encoders import evidence
 from torch_geninit.training.slices import LayerSlices, read_slices
-from torch_geninit.training.vae import TrainedVAEs, evidence
+from torch_geninit.training.vae import TrainedVAEs
 
 SAMPLES = 100_000
 """Slices drawn from each VAE."""
@@ -25,22 +26,23 @@ LIKELIHOOD_DRAWS = 64
 def evaluate_vaes(zoo: str | Path, trained: TrainedVAEs, *, seed: int = 0) -> list[dict[str, Any]]:
     """Measure every VAE on the networks it was not trained on.
 
-    All values but ``raw_mse`` are in units of the training slices' standard deviation at each kernel position, so
-    that recipes and layers compare; densities are in nats per slice. Each record has:
+    All values but ``raw_mse`` are in units of the training slices' standard deviation at each kernel position,
+    so that recipes and layers compare; densities are in nats per slice. Each record has:
 
     - ``mse``, ``raw_mse``: error of reconstruction through the posterior mean, per value.
-    - ``divergence``, ``active``: KL of posterior and prior; latents whose posterior mean has a variance over 0.01.
+    - ``divergence``, ``active``: KL of posterior and prior; number of latents whose posterior mean has a
+      variance over 0.01.
     - ``elbo``, ``log_likelihood``: lower bound and importance-weighted estimate of log p(x).
-    - ``normal``, ``covariance``: log p(x) under one normal law for all values, as He's but with the layer's own mean
-      and scale, and under a normal law with the slices' full covariance, both fitted on the training slices.
-    - ``std_ratio``, ``std_ratio_low``, ``std_ratio_high``: samples over held-out slices, of all values and at the
-      kernel positions where it is lowest and highest.
-    - ``correlation_difference``: largest entry of the difference between the samples' and the held-out slices'
-      correlation matrices of kernel positions; ``correlation_train`` the same of training and held-out slices,
+    - ``normal``, ``covariance``: log p(x) under one normal law for all values, as He's but with the layer's own
+      mean and scale, and under a normal law with the slices' full covariance, both fitted on the training slices.
+    - ``std_ratio``, ``std_ratio_low``, ``std_ratio_high``: samples over held-out slices, of all values and at
+      the kernel positions where it is lowest and highest.
+    - ``correlation_difference``: largest entry of the difference between the correlation matrices (kernel
+      positions) of samples and held-out slices; ``correlation_train`` the same of training and held-out slices,
       ``correlation_halves`` of two halves of the held-out slices.
     - ``kurtosis``, ``kurtosis_held_out``: fourth standardised moment, mean over positions; 3 is normal.
-    - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same slices in
-      random order; 1 means that slices know nothing of each other.
+    - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same slices
+      in random order; 1 means that slices know nothing of each other.
     """
     train = read_slices(zoo, trained.train)
     held_out = read_slices(zoo, trained.held_out)
@@ -48,7 +50,11 @@ def evaluate_vaes(zoo: str | Path, trained: TrainedVAEs, *, seed: int = 0) -> li
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for index, (seen, unseen) in enumerate(zip(train, held_out, strict=True)):
-            record = {"layer": seen.layer.name, "train_slices": len(seen.all), "held_out_slices": len(unseen.all)}
+            record = {
+                "layer": seen.layer.name,
+                "train_slices": len(seen.all),
+                "held_out_slices": len(unseen.all),
+            }
             mean, std = seen.all.mean(0), seen.all.std(0)
             x = (unseen.all - mean) / std
             record |= _reconstruction(trained, index, unseen.all, std)
@@ -74,15 +80,16 @@ def _reconstruction(trained: TrainedVAEs, index: int, raw: Tensor, std: Tensor) 
     weights = torch.stack(
         [evidence(decoder, encoder, few, trained.recipe.variance).log_weight for _ in range(LIKELIHOOD_DRAWS)]
     )
-    log_likelihood = (weights.logsumexp(0) - math.log(LIKELIHOOD_DRAWS)).mean().item()
+    gap = (weights.logsumexp(0) - math.log(LIKELIHOOD_DRAWS) - weights.mean(0)).mean().item()
     divergence = terms.divergence.mean().item()
+    elbo = terms.log_likelihood.mean().item() - divergence + units
     return {
         "mse": (error / std).square().mean().item(),
         "raw_mse": error.square().mean().item(),
         "divergence": divergence,
         "active": int((posterior_mean.var(0) > 0.01).sum()),
-        "elbo": terms.log_likelihood.mean().item() - divergence + units,
-        "log_likelihood": log_likelihood + units,
+        "elbo": elbo,
+        "log_likelihood": elbo + gap,
     }
 
 
@@ -154,7 +161,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the records of :func:`evaluate_vaes` as a markdown table with one line a layer and one for their mean."""
+    """Return records of :func:`evaluate_vaes` as a markdown table: a line for each layer and one for their mean."""
     last = {
         "layer": "mean",
         **{key: sum(record[key] for record in records) / len(records) for key, _ in COLUMNS.values()},

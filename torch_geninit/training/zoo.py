@@ -40,7 +40,7 @@ def train_zoo(
         model = he_(resnet20(len(train.classes)))
         run = Run(folder / f"run-{seed}")
         train_classifier(
-            model, train, Recipe(phases, lr=lr, warmup=0.15, augment="flip", optimizer="muon"), seed=seed, run=run, description=f"network {seed}"
+            model, train, Recipe(phases, lr=lr, warmup=0.15, optimizer="muon"), seed=seed, run=run, description=f"network {seed}"
         )
         metrics = {
             "seed": seed,

@@ -1,0 +1,109 @@
+"""What the examples share: data, initialisations by name, tables and pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import torch_geninit as geninit
+from torch_geninit.training.classifier import logits_of
+from torch_geninit.training.data import Split, load, prepare
+from torch_geninit.training.networks import he_, xavier_
+
+INITS = ("default", "he", "xavier", "vae", "ghn", "noise-ghn")
+
+
+def initialise(model: nn.Module, init: str, seed: int) -> nn.Module:
+    """Initialise ``model`` in place by the name of a method.
+
+    ``vae`` is the paper's mixture: slice VAEs for convolutions, Xavier for what they leave.
+    """
+    torch.manual_seed(seed)
+    if init == "he":
+        he_(model)
+    elif init == "xavier":
+        xavier_(model)
+    elif init == "vae":
+        xavier_(model)
+        geninit.vae_(model, seed=seed)
+    elif init == "ghn":
+        geninit.ghn_(model)
+    elif init == "noise-ghn":
+        geninit.noise_ghn_(model, seed)
+    elif init == "default":
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    else:
+        raise ValueError(f"init {init!r}: expected one of {', '.join(INITS)}")
+    return model
+
+
+def open_data(data: str, limit: int | None = None) -> tuple[Split, Split, Split]:
+    """Return train, validation and test images of a prepared file, an image folder, or torchvision's CIFAR10.
+
+    A folder or data set is prepared once, into ``<data>.safetensors`` in the current folder.
+    """
+    path = Path(data)
+    if path.suffix != ".safetensors":
+        path = Path(f"{path.name or 'data'}.safetensors")
+        if not path.exists():
+            prepare(data, path, download=True)
+    splits = [load(path, name) for name in ("train", "validation", "test")]
+    if limit is not None:
+        generator = torch.Generator().manual_seed(0)
+        splits = [s.subset(torch.randperm(len(s), generator=generator)[:limit]) for s in splits]
+    train, validation, test = splits
+    return train, validation, test
+
+
+def accuracy_before_training(model: nn.Module, train: Split, test: Split) -> float:
+    """Measure accuracy without a training step, BatchNorm calibrated on 2,000 training images.
+
+    The model's statistics are put back: training starts from what the initialiser left.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    some = train.subset(torch.arange(min(2000, len(train))) * (len(train) // min(2000, len(train))))
+    geninit.recalibrate_bn_(model, some.batches())
+    accuracy = (logits_of(model, test).argmax(1) == test.labels).float().mean().item()
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return accuracy
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Format mean +- sample standard deviation."""
+    spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    target: Path,
+    title: str,
+    *,
+    first_epoch: int = 1,
+) -> None:
+    """Draw accuracy (%) over epochs: mean of the runs of each name, shaded from the lowest to the highest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, runs in curves.items():
+        epochs = range(first_epoch, first_epoch + len(runs[0]))
+        columns = [[100 * value for value in column] for column in zip(*runs, strict=True)]
+        (line,) = axes.plot(epochs, [statistics.mean(c) for c in columns], marker="o", label=name)
+        low, high = [min(c) for c in columns], [max(c) for c in columns]
+        axes.fill_between(epochs, low, high, alpha=0.15, color=line.get_color())
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,150 @@
+"""Measure generators on ResNet-20 by the protocol: choices on validation images, reported figures on the test set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from itertools import combinations, product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import torch_geninit as geninit
+from torch_geninit.training.classifier import Phase, Recipe, logits_of, score, train_classifier
+from torch_geninit.training.data import Split, load
+from torch_geninit.training.networks import he_, resnet20
+
+
+def calibration_images(train: Split, count: int = 2000) -> Split:
+    """Return ``count`` training images, evenly spaced over the classes."""
+    return train.subset(torch.arange(0, len(train), len(train) // count)[:count])
+
+
+def untrained(pretrained: str, train: Split, *, seed: int | None = None, **options: Any) -> nn.Module:
+    """Build ResNet-20 as a verb initialises it, BatchNorm calibrated on 2,000 training images."""
+    model = resnet20(len(train.classes))
+    if seed is None:
+        geninit.ghn_(model, pretrained=pretrained, strict=True, **options)
+    else:
+        geninit.noise_ghn_(model, seed, pretrained=pretrained, strict=True, **options)
+    geninit.recalibrate_bn_(model, calibration_images(train).batches())
+    return model
+
+
+def step0(pretrained: str, train: Split, measured: Split) -> dict[str, float]:
+    """Measure predicted weights without a training step."""
+    accuracy, nll = score(untrained(pretrained, train), measured)
+    return {"accuracy": accuracy, "nll": nll}
+
+
+def members(
+    pretrained: str, train: Split, measured: Split, *, count: int = 10, size: int = 5, noise_scale: float = 1.0
+) -> dict[str, Any]:
+    """Measure ``count`` members of a noise GHN and all ensembles of ``size`` of them.
+
+    ``gain`` is the mean ensemble's lead over the mean member; ``standard_error`` that of the mean member.
+    """
+    from torch_geninit.training.ensembles import diversity, measures, probabilities_of
+
+    logits: list[Tensor] = [
+        logits_of(untrained(pretrained, train, seed=seed, noise_scale=noise_scale), measured)
+        for seed in range(count)
+    ]
+    alone = [(each.argmax(1) == measured.labels).float().mean().item() for each in logits]
+    together = [
+        measures(probabilities_of(chosen), measured.labels) for chosen in combinations(logits, size)
+    ]
+    mean = statistics.mean(alone)
+    return {
+        "noise_scale": noise_scale,
+        "members": alone,
+        "mean": mean,
+        "standard_error": statistics.stdev(alone) / count**0.5,
+        "ensemble": {key: statistics.mean(one[key] for one in together) for key in together[0]},
+        "gain": statistics.mean(one["accuracy"] for one in together) - mean,
+        **diversity(logits),
+    }
+
+
+def recipes(
+    pretrained: str,
+    train: Split,
+    validation: Split,
+    *,
+    rates: list[float],
+    scales: list[float],
+    warmups: list[float],
+    epochs: int,
+    seed: int,
+) -> list[dict[str, float]]:
+    """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up, He beside it.
+
+    The rate rises over ``warmup`` of the steps and then stays, as in a user's first epochs of a long run.
+    """
+    rows = []
+    for lr, warmup, scale in product(rates, warmups, [0.0, *scales]):
+        torch.manual_seed(seed)
+        model = resnet20(len(train.classes))
+        if scale:
+            generator = geninit.load(pretrained)
+            generator.kernel_scale = scale
+            geninit.ghn_(model, pretrained=generator, strict=True)
+        else:
+            he_(model)
+        recipe = Recipe(
+            [Phase(train.images.shape[-1], epochs)],
+            lr=lr,
+            warmup=warmup,
+            weight_decay=1e-4,
+            decay=False,
+        )
+        train_classifier(model, train, recipe, seed=seed, description=f"lr {lr} scale {scale}")
+        geninit.recalibrate_bn_(model, calibration_images(train).batches())
+        accuracy, nll = score(model, validation)
+        rows.append(
+            {"lr": lr, "warmup": warmup, "scale": scale, "seed": seed, "accuracy": accuracy, "nll": nll}
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("step0", "members", "recipes"))
+    parser.add_argument("--data", required=True, help="prepared data file")
+    parser.add_argument("--pretrained", required=True, help="manifest name or generator file")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--members", type=int, default=10)
+    parser.add_argument("--noise-scale", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--lr", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--scale", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--warmup", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="torch threads")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)
+    if arguments.what == "step0":
+        print(json.dumps(step0(arguments.pretrained, train, measured)))
+    elif arguments.what == "members":
+        for scale in arguments.noise_scale:
+            found = members(
+                arguments.pretrained, train, measured, count=arguments.members, noise_scale=scale
+            )
+            print(json.dumps(found))
+    else:
+        recipes(
+            arguments.pretrained,
+            train,
+            measured,
+            rates=arguments.lr,
+            scales=arguments.scale,
+            warmups=arguments.warmup,
+            epochs=arguments.epochs,
+            seed=arguments.seed,
+        )
