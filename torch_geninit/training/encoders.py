@@ -30,7 +30,7 @@ class Encoder(nn.Module):
 
 
 class PaperEncoder(Encoder):
-    """Encoder of Harder et al. 2023: two k x k convolutions with padding, one without, a 1x1 to the latents."""
+    """Encoder of Harder et al. 2023: two k x k convolutions with padding, one without, then 1x1."""
 
     def __init__(self, kernel_size: Sequence[int], latent: int, hidden: int) -> None:
         nn.Module.__init__(self)
@@ -71,7 +71,7 @@ def evidence(decoder: nn.Module, encoder: nn.Module, x: Tensor, variance: float 
 
 
 def log_density(decoder: nn.Module, x: Tensor, z: Tensor, variance: float | None) -> Tensor:
-    """Return log p(x | z) for each slice: x = e^s (m + L eps), where ``variance``, if given, stands for L^2."""
+    """Return log p(x | z) for each slice: x = e^s (m + L eps); ``variance``, if given, stands for L^2."""
     mean, log_scale = decoder(z)
     residual = x * (-log_scale).exp() - mean
     positions = x.shape[1]

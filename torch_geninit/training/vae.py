@@ -93,7 +93,8 @@ def train_vaes(
         data: prepared data file that the zoo was trained on; its classes and normalisation go into the card.
 
     Raises:
-        ValueError: if the zoo is too small or broken, or ``folder`` holds another zoo's, recipe's or seed's run.
+        ValueError: if the zoo is too small or broken, or ``folder`` holds a run with another zoo, recipe or
+            seed.
     """
     from tqdm.auto import tqdm
 

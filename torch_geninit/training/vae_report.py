@@ -26,23 +26,23 @@ LIKELIHOOD_DRAWS = 64
 def evaluate_vaes(zoo: str | Path, trained: TrainedVAEs, *, seed: int = 0) -> list[dict[str, Any]]:
     """Measure every VAE on the networks it was not trained on.
 
-    All values but ``raw_mse`` are in units of the training slices' standard deviation at each kernel position,
-    so that recipes and layers compare; densities are in nats per slice. Each record has:
+    All values but ``raw_mse`` are in units of the training slices' standard deviation at each kernel
+    position, so that recipes and layers compare; densities are in nats per slice. Each record has:
 
     - ``mse``, ``raw_mse``: error of reconstruction through the posterior mean, per value.
     - ``divergence``, ``active``: KL of posterior and prior; number of latents whose posterior mean has a
       variance over 0.01.
     - ``elbo``, ``log_likelihood``: lower bound and importance-weighted estimate of log p(x).
-    - ``normal``, ``covariance``: log p(x) under one normal law for all values, as He's but with the layer's own
-      mean and scale, and under a normal law with the slices' full covariance, both fitted on the training slices.
+    - ``normal``, ``covariance``: log p(x) under one normal law for all values (He's, but with the layer's mean
+      and scale), and under a normal law with the slices' full covariance; both fitted on the training slices.
     - ``std_ratio``, ``std_ratio_low``, ``std_ratio_high``: samples over held-out slices, of all values and at
       the kernel positions where it is lowest and highest.
     - ``correlation_difference``: largest entry of the difference between the correlation matrices (kernel
-      positions) of samples and held-out slices; ``correlation_train`` the same of training and held-out slices,
-      ``correlation_halves`` of two halves of the held-out slices.
+      positions) of samples and held-out slices; ``correlation_train`` the same of training and held-out
+      slices, ``correlation_halves`` of two halves of the held-out slices.
     - ``kurtosis``, ``kurtosis_held_out``: fourth standardised moment, mean over positions; 3 is normal.
-    - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same slices
-      in random order; 1 means that slices know nothing of each other.
+    - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same
+      slices in random order; 1 means that slices know nothing of each other.
     """
     train = read_slices(zoo, trained.train)
     held_out = read_slices(zoo, trained.held_out)
@@ -161,7 +161,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return records of :func:`evaluate_vaes` as a markdown table: a line for each layer and one for their mean."""
+    """Return records of :func:`evaluate_vaes` as a markdown table: a line a layer, and their mean."""
     last = {
         "layer": "mean",
         **{key: sum(record[key] for record in records) / len(records) for key, _ in COLUMNS.values()},

@@ -1,0 +1,371 @@
+"""Slice VAEs: sampling against the slow twin, which VAE serves a layer, training on a zoo of known law."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from torch_geninit.coverage import plan_layers
+from torch_geninit.generators import vae
+from torch_geninit.generators.base import noise_stream
+from torch_geninit.generators.file import read, write
+from torch_geninit.generators.vae import SliceVAEs
+from torch_geninit.training import encoders
+from torch_geninit.training import vae as training
+from torch_geninit.training.networks import resnet20
+from torch_geninit.training.run import Run
+from torch_geninit.training.slices import read_slices, split_networks, zoo_networks
+from torch_geninit.training.vae_report import evaluate_vaes, markdown_table
+
+_path = Path(__file__).parent / "reference/vae_reference.py"
+_spec = importlib.util.spec_from_file_location("vae_reference", _path)
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
+
+def record(name="conv", kernel_size=(3, 3), fan_in=36, depth=0.5):
+    return {"name": name, "kernel_size": list(kernel_size), "fan_in": fan_in, "depth": depth}
+
+
+def random_vaes(*layers, decoder="slice", latent=3, hidden=5, seed=0):
+    """VAEs with random tensors, so that every one of them matters."""
+    sizes = {"decoder": decoder, "latent": latent, "hidden": hidden, "layers": list(layers) or [record()]}
+    generator = SliceVAEs({"sizes": sizes}).requires_grad_(False).eval()
+    noise = torch.Generator().manual_seed(seed)
+    for name, tensor in generator.state_dict().items():
+        tensor.normal_(generator=noise).mul_(0.5)
+        if name.endswith("std"):
+            tensor.abs_().add_(0.1)
+    return generator
+
+
+def tensors_of(generator, index=0):
+    prefix = f"decoders.{index}."
+    return {k.removeprefix(prefix): v for k, v in generator.state_dict().items() if k.startswith(prefix)}
+
+
+def drawn(generator, module, seed=0, noise_scale=1.0, name=""):
+    plan = plan_layers(module, generator, "test", name=name)
+    return {k: t.expand() for k, t in generator.predict(plan, seed=seed, noise_scale=noise_scale).items()}
+
+
+# --- sampling against the slow twin -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5,), (2, 3)])
+def test_slice_samples_equal_the_slow_twin(kernel_size, monkeypatch):
+    monkeypatch.setattr(vae, "CHUNK", 7)
+    generator = random_vaes(record(kernel_size=kernel_size, fan_in=40))
+    count, positions, latent = 18, math.prod(kernel_size), 3
+    got = generator.draw(0, count, noise_stream(5, "w"), gain=0.5)
+    stream, expected = noise_stream(5, "w"), []
+    for size in (7, 7, 4):
+        noise = torch.empty(positions, size).normal_(generator=stream)
+        z = torch.empty(latent, size).normal_(generator=stream)
+        expected += [
+            0.5 * reference.slice_sample(tensors_of(generator), z[:, i].double(), noise[:, i].double())
+            for i in range(size)
+        ]
+    torch.testing.assert_close(got.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_paper_decoder_equals_the_slow_twin_and_samples_its_mean():
+    generator = random_vaes(decoder="paper", latent=4, hidden=3)
+    got = generator.draw(0, 11, noise_stream(1, "w"), gain=2.0)
+    z = torch.empty(11, 4).normal_(generator=noise_stream(1, "w")).double()
+    expected = torch.stack([2 * reference.paper_sample(tensors_of(generator), row, (3, 3)) for row in z])
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_training_and_sampling_share_one_decoder():
+    generator = random_vaes(latent=2)
+    z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    shape, log_scale = generator.decoders[0](z)
+    for row in range(4):
+        expected_shape, expected_scale = reference.slice_decoder(tensors_of(generator), z[row].double())
+        torch.testing.assert_close(shape[row].double(), expected_shape)
+        assert log_scale[row].item() == pytest.approx(expected_scale, abs=1e-6)
+    expected_factor = reference.cholesky_factor(tensors_of(generator))
+    torch.testing.assert_close(generator.decoders[0].factor().double(), expected_factor)
+
+
+def test_without_noise_every_slice_is_the_same():
+    weight = drawn(random_vaes(), nn.Conv2d(4, 6, 3), noise_scale=0.0)["weight"].view(24, 9)
+    torch.testing.assert_close(weight, weight[:1].expand_as(weight))
+    assert weight.abs().max() > 0
+
+
+# --- noise belongs to (seed, name) --------------------------------------------------------------------------
+
+
+def test_values_depend_on_seed_and_name_but_not_on_other_layers():
+    generator = random_vaes()
+    two = nn.ModuleDict({"a": nn.Conv2d(4, 8, 3), "b": nn.Conv2d(4, 8, 3)})
+    turned = nn.ModuleDict({"b": nn.Conv2d(4, 8, 3), "a": nn.Conv2d(4, 8, 3)})
+    first, second = drawn(generator, two), drawn(generator, turned)
+    assert torch.equal(first["a.weight"], second["a.weight"])
+    assert torch.equal(first["b.weight"], second["b.weight"])
+    assert not torch.equal(first["a.weight"], first["b.weight"])
+    assert not torch.equal(first["a.weight"], drawn(generator, two, seed=1)["a.weight"])
+    alone = drawn(generator, nn.Conv2d(4, 8, 3), name="a")
+    assert torch.equal(alone["weight"], first["a.weight"])
+
+
+def test_global_random_state_is_left_alone():
+    generator, module = random_vaes(), nn.Conv2d(4, 8, 3)
+    before = torch.get_rng_state()
+    drawn(generator, module)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_no_seed_is_an_error():
+    generator = random_vaes()
+    with pytest.raises(ValueError, match="seed"):
+        generator.predict(plan_layers(nn.Conv2d(3, 3, 3), generator, "test"))
+
+
+# --- which VAE serves which layer ---------------------------------------------------------------------------
+
+
+def test_scale_follows_fan_in():
+    """Same stream and as many slices: only sqrt(fan_in) differs, relative to He's law."""
+    generator = random_vaes(record(fan_in=36))
+    wide = drawn(generator, nn.Conv2d(16, 2, 3))["weight"]
+    narrow = drawn(generator, nn.Conv2d(2, 16, 3))["weight"]
+    torch.testing.assert_close(wide.view(32, 9) * math.sqrt(16 / 2), narrow.view(32, 9))
+    same = drawn(generator, nn.Conv2d(4, 8, 3))["weight"].view(32, 9)
+    torch.testing.assert_close(same, generator.draw(0, 32, noise_stream(0, "weight")))
+    depthwise = drawn(generator, nn.Conv2d(32, 32, 3, groups=32))["weight"].view(32, 9)
+    torch.testing.assert_close(depthwise, same * 2)
+
+
+def test_nearest_depth_of_the_same_kernel_size_serves():
+    generator = random_vaes(
+        record("a", depth=0.0), record("b", (5, 5), depth=0.1), record("c", depth=0.5), record("d", depth=1.0)
+    )
+    assert [generator.choose((3, 3), d) for d in (0.0, 0.24, 0.26, 0.74, 0.9)] == [0, 0, 2, 2, 3]
+    assert generator.choose((3, 3), 0.25) == 0, "the shallower one of two equally near"
+    assert generator.choose((5, 5), 0.9) == 1
+    assert generator.choose((1, 1), 0.9) is None
+
+
+def test_every_convolution_of_resnet20_gets_its_own_vae(tmp_path):
+    model = resnet20()
+    make_zoo(tmp_path, 2)
+    layers = [s.layer for s in read_slices(tmp_path, ("0",))]
+    generator = random_vaes(*(record(s.name, s.kernel_size, s.fan_in, s.depth) for s in layers))
+    plan = plan_layers(model, generator, "test")
+    served = {e.name: layers[generator.choose(e.layer.kernel_size, e.layer.depth)] for e in plan.generated}
+    assert len(served) == 19
+    for entry in plan.generated:
+        assert served[entry.name].name == entry.name
+        assert served[entry.name].fan_in == entry.fan_in
+
+
+def test_what_no_vae_makes_is_refused_with_a_reason():
+    generator = random_vaes(record(), record(kernel_size=(5, 5)))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.Conv2d(4, 4, 7),
+        nn.ConvTranspose2d(4, 4, 3),
+        nn.Conv1d(4, 4, 3),
+        nn.Linear(4, 4),
+    )
+    plan = plan_layers(model, generator, "test")
+    reasons = {entry.name: entry.reason for entry in plan.entries}
+    assert [entry.name for entry in plan.generated] == ["0.weight"]
+    assert reasons["1.weight"] == "no VAE for kernel size 7x7, trained on 3x3, 5x5"
+    assert reasons["2.weight"] == "no VAE for conv_transpose layers, trained on convolutions"
+    assert reasons["3.weight"] == "no VAE for kernel size 3, trained on 3x3, 5x5"
+    linear = next(entry for entry in plan.entries if entry.name == "4.weight")
+    assert generator.refusal(linear, None) == "VAEs make weights of convolutions only"
+    assert generator.verdict(plan)[:2] == (True, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": []}, "sizes.layers"),
+        ({"latent": 0}, "sizes.latent"),
+        ({"hidden": 2.5}, "sizes.hidden"),
+        ({"decoder": "other"}, "sizes.decoder"),
+        ({"layers": [record(depth=1.5)]}, "depth"),
+        ({"layers": [record(fan_in=0)]}, "fan_in"),
+        ({"layers": [record(kernel_size=(3, -3))]}, "kernel_size"),
+    ],
+)
+def test_a_card_with_impossible_sizes_is_refused(change, message):
+    sizes = {"decoder": "slice", "latent": 2, "hidden": 4, "layers": [record()], **change}
+    with pytest.raises(ValueError, match=message):
+        SliceVAEs({"sizes": sizes})
+
+
+def test_a_generator_file_gives_the_same_weights(tmp_path):
+    generator = random_vaes()
+    generator.card |= {
+        "kind": "vae",
+        "vocabulary": {"version": 1, "graphs": {}},
+        "trained": {},
+        "input": {"size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3},
+        "classes": ["cat", "dog"],
+        "licence": "MIT",
+    }
+    write(generator, tmp_path / "vae.safetensors", torch.float32)
+    again = read(tmp_path / "vae.safetensors")
+    module = nn.Conv2d(3, 8, 3)
+    assert torch.equal(drawn(again, module)["weight"], drawn(generator, module)["weight"])
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def make_zoo(folder, networks, seed=0):
+    """Networks of one law: smooth slices, Student-t with six degrees of freedom, one scale."""
+    stream = torch.Generator().manual_seed(seed)
+    place = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
+    covariance = torch.exp(-torch.cdist(place, place))
+    root = torch.linalg.cholesky(covariance)
+    for network in range(networks):
+        state = {}
+        for name, module in resnet20().named_modules():
+            if isinstance(module, nn.Conv2d):
+                shape = module.weight.shape
+                normal = torch.randn(shape[0] * shape[1], 9, generator=stream) @ root.T
+                chi = torch.randn(len(normal), 6, generator=stream).square().mean(1, keepdim=True)
+                state[f"{name}.weight"] = (0.1 * normal / chi.sqrt()).view(shape).contiguous()
+        save_file(state, folder / f"{network}.safetensors")
+    return covariance
+
+
+QUICK = training.VAERecipe("slice", 2, 8, standardise=True, variance=None, epochs=(2, 1), batch_size=2048)
+
+
+def test_trained_vaes_reproduce_scale_correlation_and_tails(tmp_path):
+    covariance = make_zoo(tmp_path, 5)
+    recipe = replace(QUICK, hidden=16, epochs=(30, 5), batch_size=512)
+    trained = training.train_vaes(tmp_path, tmp_path / "run", recipe=recipe)
+    assert len(trained.train) == 4
+    records = {r["layer"]: r for r in evaluate_vaes(tmp_path, trained)}
+    assert len(records) == 19
+    large = [r for r in records.values() if r["train_slices"] >= 4 * 4096]
+    assert len(large) == 5
+    for r in large:
+        assert r["std_ratio"] == pytest.approx(1, abs=0.05)
+        assert r["correlation_difference"] < r["correlation_train"] + 0.04
+        assert r["kurtosis"] > 3.5, "a normal law has 3, this one 6"
+        assert r["log_likelihood"] > r["covariance"] > r["normal"]
+        assert r["elbo"] <= r["log_likelihood"] + 0.02
+        assert r["spectral_ratio"] == pytest.approx(1, abs=0.05), "these slices were drawn independently"
+    # Against the law itself: variance of a t with 6 degrees of freedom is 6/4.
+    index = [layer.name for layer in trained.generator.layers].index("layer3.1.conv1.weight")
+    slices = trained.generator.draw(index, 50_000, noise_stream(0, "x"))
+    torch.testing.assert_close(slices.T.cov() / 0.1**2 / 1.5, covariance, rtol=0, atol=0.12)
+    table = markdown_table(list(records.values()))
+    assert table.count("\n") == 2 + 19 + 1
+    assert "| layer3.2.conv2 |" in table
+
+
+def test_evidence_is_a_bound_of_the_exact_density():
+    generator = random_vaes(latent=1, hidden=3)
+    torch.manual_seed(0)
+    encoder = encoders.Encoder(9, 1)
+    x = torch.randn(3, 9)
+    exact = torch.tensor([reference.log_marginal(tensors_of(generator), row, steps=401) for row in x])
+    with torch.no_grad():
+        draws = [encoders.evidence(generator.decoders[0], encoder, x, None) for _ in range(4_000)]
+    elbo = torch.stack([t.log_likelihood - t.divergence for t in draws]).mean(0)
+    estimate = torch.stack([t.log_weight for t in draws]).logsumexp(0) - math.log(len(draws))
+    assert (elbo <= exact.float() + 0.05).all()
+    torch.testing.assert_close(estimate, exact.float(), rtol=0, atol=0.15)
+
+
+def test_fixed_variance_density_is_a_normal_law():
+    generator = random_vaes(decoder="paper")
+    z, x = torch.randn(6, 3), torch.randn(6, 9)
+    got = encoders.log_density(generator.decoders[0], x, z, 1e-3)
+    mean, _ = generator.decoders[0](z)
+    expected = torch.distributions.Normal(mean, math.sqrt(1e-3)).log_prob(x).sum(1)
+    torch.testing.assert_close(got, expected)
+
+
+def test_papers_recipe_trains_and_draws_too_narrow(tmp_path):
+    make_zoo(tmp_path, 2)
+    recipe = replace(QUICK, decoder="paper", hidden=4, standardise=False, variance=1e-3)
+    generator = training.train_vaes(tmp_path, tmp_path / "run", recipe=recipe).generator
+    slices = read_slices(tmp_path, ("0",))[-1].all
+    drawn_std = generator.draw(18, 4096, noise_stream(0, "x")).std()
+    assert 0 < drawn_std < 0.9 * slices.std(), "the decoder's mean leaves out the likelihood's variance"
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    make_zoo(tmp_path, 2)
+    whole = training.train_vaes(tmp_path, tmp_path / "whole", recipe=QUICK)
+    original, saved = Run.save, []
+
+    def save_then_stop(self, state):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(state["done"])
+        original(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            training.train_vaes(tmp_path, tmp_path / "stopped", recipe=QUICK)
+    assert saved == [1, 2, 3]
+    with pytest.raises(ValueError, match="no finished run"):
+        training.load_vaes(tmp_path / "stopped")
+    training.train_vaes(tmp_path, tmp_path / "stopped", recipe=QUICK)
+    resumed = training.load_vaes(tmp_path / "stopped")
+    for key, value in whole.generator.state_dict().items():
+        assert torch.equal(value, resumed.generator.state_dict()[key]), key
+    logged = []
+    for name in ("whole", "stopped"):
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        logged.append([{k: v for k, v in line.items() if k != "seconds"} for line in lines])
+    assert logged[0] == logged[1]
+    with pytest.raises(ValueError, match="another zoo, recipe or seed"):
+        training.train_vaes(tmp_path, tmp_path / "stopped", recipe=QUICK, seed=1)
+
+
+def test_epochs_run_from_150_to_4_between_the_smallest_and_the_largest_layer():
+    counts = [48, 256, 512, 1024, 2048, 4096]
+    epochs = [training.epochs_for(n, 48, 4096, (150, 4)) for n in counts]
+    assert (epochs[0], epochs[-1]) == (150, 4)
+    assert epochs == sorted(epochs, reverse=True)
+    assert training.epochs_for(10, 10, 10, (150, 4)) == 150
+
+
+def test_networks_are_split_whole_and_by_seed(tmp_path):
+    names = tuple(str(i) for i in range(20))
+    train, held_out = split_networks(names, 0)
+    assert len(held_out) == 4
+    assert sorted(train + held_out) == sorted(names)
+    assert split_networks(names, 0) == (train, held_out)
+    assert split_networks(names, 1)[1] != held_out
+    with pytest.raises(ValueError, match="at least 2"):
+        split_networks(names[:1], 0)
+
+
+def test_slices_are_kernels_in_order_and_a_foreign_network_is_refused(tmp_path):
+    make_zoo(tmp_path, 11)
+    assert zoo_networks(tmp_path) == tuple(str(i) for i in range(11))
+    layers = read_slices(tmp_path, ("3",))
+    names = [s.layer.name for s in layers]
+    assert names[:3] == ["conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight"]
+    kernels = sum(p.numel() for p in resnet20().parameters() if p.ndim == 4)
+    assert sum(s.values.numel() for s in layers) == kernels
+    weight = load_file(tmp_path / "3.safetensors")["layer2.0.conv1.weight"]
+    slices = next(s for s in layers if s.layer.name == "layer2.0.conv1.weight")
+    assert torch.equal(slices.values[0, 5 * 16 + 7].view(3, 3), weight[5, 7])
+    save_file({"conv1.weight": torch.zeros(16, 3, 3, 3)}, tmp_path / "3.safetensors")
+    with pytest.raises(ValueError, match="lacks"):
+        read_slices(tmp_path, ("3",))
