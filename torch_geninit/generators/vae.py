@@ -82,8 +82,8 @@ class SliceDecoder(nn.Module):
     def sampler(self, gain: float) -> Sampler:
         """Return a function that draws raw slices times ``gain``.
 
-        Slices are the columns of one buffer with the rows (hidden units, noise, 1, latents), so that a layer is
-        one product with all that is fixed folded into its matrix; slices as rows take half as long again.
+        Slices are the columns of one buffer with the rows (hidden units, noise, 1, latents), so that a layer
+        is one product with all that is fixed folded into its matrix; slices as rows take half as long again.
         """
         hidden, noise = self.inner.out_features, self.positions
         std = (self.std * gain)[:, None]
