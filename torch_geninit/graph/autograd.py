@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ from torch_geninit.graph.autograd_rules import (
     read_ghn2,
     read_ghn3,
 )
+from torch_geninit.graph.autograd_shapes import ShapesOnly
 from torch_geninit.graph.vocabulary import VERSION
 
 class AutogradReadError(RuntimeError):
@@ -109,6 +110,7 @@ def _forward(clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], de
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
+        ShapesOnly() if device == "meta" else nullcontext(),
         torch.device(device),
         warnings.catch_warnings(),
     ):
@@ -139,9 +141,6 @@ def _clone(model: nn.Module, device: str) -> tuple[nn.Module, dict[int, Leaf]]:
             if name.endswith("_hooks") and isinstance(value, dict):
                 value.clear()
         module._compiled_call_impl = None
-        if device == "meta" and type(module) in _NORMS:
-            # torch's own normalisation takes over a millisecond a layer on meta tensors; autograd sees the same leaves
-            vars(module)["forward"] = partial(_normalise, module)
     leaves: dict[int, Leaf] = {}
     for path, module in model.named_modules():
         for attribute, parameter in module._parameters.items():
@@ -159,20 +158,6 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     if type(module).__name__ == "OptimizedModule":
         return module._modules["_orig_mod"]
     return None
-
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
-
-
-class _NormaliseShape(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return torch.empty_like(x)
-
-
-def _normalise(module: nn.Module, input: Tensor) -> Tensor:
-    out: Tensor = _NormaliseShape.apply(input, module.weight, module.bias)  # type: ignore[no-untyped-call]
-    return out
 
 
 def _stand_in(tensor: Tensor, device: str) -> Tensor:
