@@ -72,6 +72,13 @@ class Graph:
                 if source != target:
                     self.link(source, target)
 
+    def isolate(self, index: int) -> None:
+        for source in self.before[index]:
+            self.after[source].discard(index)
+        for target in self.after[index]:
+            self.before[target].discard(index)
+        self.after[index], self.before[index] = set(), set()
+
     def reorder(self, order: list[int]) -> None:
         """Keep the vertices of ``order``, in that order."""
         place = {old: new for new, old in enumerate(order)}
@@ -192,20 +199,44 @@ def primitive(vertex: Vertex) -> str:
 # --- pruning ------------------------------------------------------------------------------------------------------
 
 
-def _prune(graph: Graph, patterns: Iterable[str], keep: Callable[[list[str], int], bool]) -> None:
+@dataclass(frozen=True)
+class _Place:
+    """A vertex amid the list as it is during one pass."""
+
+    graph: Graph
+    index: int
+    labels: list[str]
+    position: int
+
+    @property
+    def label(self) -> str:
+        return self.labels[self.position]
+
+    @property
+    def vertex(self) -> Vertex:
+        return self.graph.vertices[self.index]
+
+    def near(self, offset: int) -> str:
+        return self.labels[(self.position + offset) % len(self.labels)]
+
+
+def _prune(graph: Graph, patterns: Iterable[str], keep: Callable[[_Place], bool]) -> None:
     """Take out, pattern by pattern, the vertices whose label has the pattern in it and that ``keep`` doesn't want."""
+    left = list(range(len(graph)))
+    labels = [v.label for v in graph.vertices]
     for pattern in patterns:
-        labels = [v.label for v in graph.vertices]
-        if not any(pattern in label for label in labels):
-            continue
-        kept = []
-        for index, label in enumerate(labels):
-            if pattern not in label or keep(labels, index):
-                kept.append(index)
-            else:
+        gone = set()
+        for position, index in enumerate(left):
+            if pattern in labels[position] and not keep(_Place(graph, index, labels, position)):
                 graph.bridge(index)
-        if len(kept) < len(labels):
-            graph.reorder(kept)
+                gone.add(index)
+        if gone:
+            # only now: within a pass what was taken out still counts as a neighbour
+            for index in gone:
+                graph.isolate(index)
+            left = [index for index in left if index not in gone]
+            labels = [graph.vertices[index].label for index in left]
+    graph.reorder(left)
 
 
 def _unsupported(graph: Graph, operations: Iterable[str]) -> list[str]:
@@ -234,16 +265,15 @@ def read_ghn2(graph: Graph, kind: str) -> Graph:
     _add_input(graph, [i for i, b in enumerate(graph.before) if not b], single=True)
     _sort(graph)
 
-    def keep(labels: list[str], index: int) -> bool:
-        label = labels[index]
-        if label.startswith("Mul"):
-            return labels[index - 2].startswith("Hard")
-        if label.startswith("Clone"):
-            return labels[(index - 11) % len(labels)].startswith("Softmax")
-        if label.startswith("Mean"):
-            return graph.vertices[index].keepdim
-        if label.startswith(("Cat", "Add")):
-            return len(graph.before[index]) > 1
+    def keep(place: _Place) -> bool:
+        if place.label.startswith("Mul"):
+            return place.near(-2).startswith("Hard")
+        if place.label.startswith("Clone"):
+            return place.near(-11).startswith("Softmax")
+        if place.label.startswith("Mean"):
+            return place.vertex.keepdim
+        if place.label.startswith(("Cat", "Add")):
+            return len(graph.before[place.index]) > 1
         return False
 
     unsupported = [p for p in _unsupported(graph, _GHN2_OPERATIONS) if p != "input"]
@@ -301,18 +331,16 @@ def _put_classifier_last(graph: Graph) -> None:
 
 def _prune_ghn3(graph: Graph, patterns: list[str]) -> None:
     squeezes = any(word in v.label.lower() for v in graph.vertices for word in ("sigmoid", "swish"))
-    inputs = {id(v): len(b) for v, b in zip(graph.vertices, graph.before, strict=True)}
+    inputs = [len(b) for b in graph.before]
 
-    def keep(labels: list[str], index: int) -> bool:
-        label = labels[index]
+    def keep(place: _Place) -> bool:
+        label = place.label
 
         def near(offset: int) -> str:
-            return labels[(index + offset) % len(labels)].lower()
+            return place.near(offset).lower()
 
-        head = (
-            index + 1 >= len(labels)
-            or near(-1).startswith(("classifier", "fc", "head"))
-            or near(-2).startswith(("classifier", "fc", "head"))
+        head = place.position + 1 == len(place.labels) or any(
+            near(offset).startswith(("classifier", "fc", "head")) for offset in (-1, -2)
         )
         if label.startswith("Mean"):
             return not squeezes or head
@@ -327,7 +355,7 @@ def _prune_ghn3(graph: Graph, patterns: list[str]) -> None:
                 )
             )
         if label.startswith(("Cat", "Add")):
-            return inputs[id(graph.vertices[index])] > 1
+            return inputs[place.index] > 1
         return False
 
     _prune(graph, patterns, keep)
