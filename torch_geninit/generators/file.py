@@ -59,8 +59,8 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
         card = _card(path, header)
         generator = _build(path, card, len(header.tensors))
         _compare(path, card, header, generator)
-        data = header.raw + file.read()
-        # Ranges were checked against this length; the file may have changed since.
+        data = header.raw + file.read(header.file_bytes)
+        # The ranges were checked against this length; the file may have changed since.
         if len(data) != header.file_bytes:
             raise HeaderError("it changed while it was read")
     tensors = safetensors.torch.load(data)
@@ -70,8 +70,8 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
         for name, tensor in values.items():
             if not torch.isfinite(tensor).all():
                 raise GeneratorFileError(
-                    f"{path} can't be used: tensor {name!r} holds NaN or infinite values. The file is damaged "
-                    "or its training diverged: get it again, or train again."
+                    f"{path} can't be used: tensor {name!r} holds NaN or infinite values. The file is "
+                    "damaged or its training diverged: get it again, or train again."
                 )
         generator.load_state_dict(values, assign=True)
     return generator.eval().requires_grad_(False)
@@ -97,8 +97,8 @@ def write(
         stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
         if not torch.isfinite(stored).all():
             raise ValueError(
-                f"tensor {name!r} is not finite as {dtype}; train again, or write with dtype=torch.float32 if "
-                "only the range is too small"
+                f"tensor {name!r} is not finite as {dtype}; train again, or write with dtype=torch.float32 "
+                "if only the range is too small"
             )
         tensors[name] = stored.contiguous()
     metadata = {METADATA_KEY: json.dumps(card, sort_keys=True, separators=(",", ":"), allow_nan=False)}
@@ -155,8 +155,8 @@ def _card(path: Path, header: Header) -> dict[str, Any]:
     text = header.metadata.get(METADATA_KEY)
     if text is None:
         raise GeneratorFileError(
-            f"{path} is a safetensors file but no generator: its header has no {METADATA_KEY!r} card. To load "
-            "plain weights into a model, use safetensors.torch.load_model."
+            f"{path} is a safetensors file but no generator: its header has no {METADATA_KEY!r} card. "
+            "To load plain weights into a model, use safetensors.torch.load_model."
         )
     try:
         card = parse_json(text)
@@ -199,7 +199,7 @@ def _build(path: Path, card: dict[str, Any], tensors: int) -> WeightGenerator:
     except Exception as error:
         raise GeneratorFileError(
             f"{path} can't be used: its card's sizes or other entries don't make a {card['kind']} generator "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {str(error)[:300]})"
         ) from error
 
 
@@ -215,16 +215,16 @@ def _compare(path: Path, card: dict[str, Any], header: Header, generator: Weight
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise GeneratorFileError(
             f"{path} can't be used: its tensors are not those of the {card['kind']} generator that its card "
-            f"describes: {'; '.join(problems[:5])}{more}. The file was changed, or comes from another version "
-            "of torch-geninit: export it again."
+            f"describes: {'; '.join(problems[:5])}{more}. The file was changed, or comes from another "
+            "version of torch-geninit: export it again."
         )
     stored = {id(tensor) for tensor in generator.state_dict(keep_vars=True).values()}
     for module in generator.modules():
         held = [*module.buffers(recurse=False), *(v for v in vars(module).values() if isinstance(v, Tensor))]
         if any(tensor.is_meta and id(tensor) not in stored for tensor in held):
             raise TypeError(
-                f"{type(module).__name__} holds a tensor that is not in its state dict, so no file can restore "
-                "it: register it as a persistent buffer, or compute it where it is used"
+                f"{type(module).__name__} holds a tensor that is not in its state dict, so no file can "
+                "restore it: register it as a persistent buffer, or compute it where it is used"
             )
 
 

@@ -1,7 +1,7 @@
 """The header of a safetensors file, checked in full before anything else of the file is believed.
 
-Layout of the format: 8 bytes N (little endian), N bytes of JSON, then the tensors' bytes without gap or overlap.
-The JSON maps each tensor name to its dtype, shape and byte range, and ``__metadata__`` to strings.
+Layout of the format: 8 bytes N (little endian), N bytes of JSON, then the tensors' bytes without gap or
+overlap. The JSON maps each tensor name to its dtype, shape and byte range, and ``__metadata__`` to strings.
 """
 
 from __future__ import annotations
