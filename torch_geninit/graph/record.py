@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_geninit.graph.architecture import ParameterUse, Shape
 from torch_geninit.graph.clone import tensors_in
-from torch_geninit.graph.rewrite import Draft, unique
-from torch_geninit.graph.shapes import SHORTCUTS, Shortcut
+from torch_geninit.graph.draft import Draft, unique
+from torch_geninit.graph.shapes import SHORTCUTS, Shortcut, like
 from torch_geninit.graph.vocabulary import RULES
 
 Value = int | tuple[str, ...] | None
@@ -197,7 +197,7 @@ class Recorder(TorchDispatchMode):
 
     # The recording.
 
-    def __torch_dispatch__(
+    def _dispatch(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         # Reading a tensor's device must tell the truth here.
@@ -292,7 +292,7 @@ class Recorder(TorchDispatchMode):
                 if item.is_meta:
                     return item
                 if id(item) not in replacement:
-                    stand_in = torch.empty_like(item, device=_META)
+                    stand_in = like(item)
                     replacement[id(item)] = stand_in
                     converted[id(stand_in)] = item
                 return replacement[id(item)]
@@ -323,6 +323,10 @@ class Recorder(TorchDispatchMode):
             if result.shape[-1:] == draft.shape[-1:] and result.numel() == prod(draft.shape):
                 self.drafts[self._folded] = replace(draft, shape=tuple(result.shape))  # type: ignore[index]
         self._folded = None
+
+
+# Not in the class body: torch would wrap it there to keep torch.compile out, at the cost of importing its compiler.
+Recorder.__torch_dispatch__ = Recorder._dispatch  # type: ignore[method-assign]
 
 
 def _large(size: list[Any]) -> bool:

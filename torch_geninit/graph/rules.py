@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_geninit.graph.architecture import Shape
 from torch_geninit.graph.record import Call, Operand, Recorder, Rule, Value
-from torch_geninit.graph.rewrite import unique
+from torch_geninit.graph.draft import unique
 
 _LOOKUPS = frozenset(("index", "index_select", "gather", "take", "take_along_dim", "_unsafe_index"))
 _WRITES = frozenset(

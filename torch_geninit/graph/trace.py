@@ -16,7 +16,8 @@ from torch_geninit.graph.architecture import Architecture, Shape
 from torch_geninit.graph.clone import clone_structure, tensors_in
 from torch_geninit.graph.inputs import Inputs, given, guesses, without_data
 from torch_geninit.graph.record import Recorder
-from torch_geninit.graph.rewrite import Draft, assemble, simplify
+from torch_geninit.graph.draft import Draft, assemble
+from torch_geninit.graph.rewrite import simplify
 from torch_geninit.graph.rules import RULES_OF_KIND
 from torch_geninit.graph.surroundings import Surroundings
 
