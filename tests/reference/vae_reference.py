@@ -12,10 +12,11 @@ def elu(x):
 
 
 def slice_decoder(tensors, z):
-    """Return m(z) and s(z) of one latent vector: (m, s) = W2 tanh(W1 z + b1) + b2."""
+    """Return m(z) and s(z) of one latent vector: (m, s) = W2 h + b2, h = W1 z + b1 clamped to [-1, 1]."""
     w1, b1 = tensors["inner.weight"].double(), tensors["inner.bias"].double()
     w2, b2 = tensors["outer.weight"].double(), tensors["outer.bias"].double()
-    hidden = [math.tanh(sum(w1[j, i] * z[i] for i in range(len(z))) + b1[j]) for j in range(len(b1))]
+    hidden = [sum(w1[j, i] * z[i] for i in range(len(z))) + b1[j] for j in range(len(b1))]
+    hidden = [min(1.0, max(-1.0, float(value))) for value in hidden]
     out = [sum(w2[k, j] * hidden[j] for j in range(len(hidden))) + b2[k] for k in range(len(b2))]
     return torch.stack(out[:-1]), min(3.0, max(-3.0, float(out[-1])))
 

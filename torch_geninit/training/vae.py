@@ -43,8 +43,9 @@ class VAERecipe:
     batch_size: int = 128
 
 
+# With a learned covariance, 8 latents and 32 hidden units gain no held-out likelihood and sample more slowly.
 RECIPES = {
-    "ours": VAERecipe("slice", latent=4, hidden=16, standardise=True, variance=None),
+    "ours": VAERecipe("slice", latent=2, hidden=16, standardise=True, variance=None),
     "paper": VAERecipe("paper", latent=8, hidden=32, standardise=False, variance=1e-3),
 }
 

@@ -34,7 +34,7 @@ def evaluate_vaes(zoo: str | Path, trained: TrainedVAEs, *, seed: int = 0) -> li
       variance over 0.01.
     - ``elbo``, ``log_likelihood``: lower bound and importance-weighted estimate of log p(x).
     - ``normal``, ``covariance``: log p(x) under one normal law for all values (He's, but with the layer's
-      mean and scale), and under a normal law with the slices' full covariance; both fitted on training slices.
+      mean and scale), and under a normal law with the full covariance; both fitted on training slices.
     - ``std_ratio``, ``std_ratio_low``, ``std_ratio_high``: samples over held-out slices, of all values and at
       the kernel positions where it is lowest and highest.
     - ``correlation_difference``: largest entry of the difference between the correlation matrices (kernel
