@@ -68,10 +68,10 @@ def read(model: nn.Module, example_inputs: Any = None, *, dialect: str = "ghn3")
     if dialect == "ghn2":
         try:
             graph = read_ghn2(_walk(leaves, outputs[:1], all_leaves=False), kind)
-            return _architecture(graph)
+            return _architecture(graph, _heads(leaves, outputs[:1]))
         except Refused:
             pass
-    return _architecture(read_ghn3(_walk(leaves, outputs, all_leaves=True), kind))
+    return _architecture(read_ghn3(_walk(leaves, outputs, all_leaves=True), kind), _heads(leaves, outputs))
 
 
 def _is_special(cls: type) -> bool:
@@ -236,7 +236,7 @@ class _Step(NamedTuple):
 def _step(function: Any) -> _Step:
     if isinstance(function, _Step):
         return function
-    name: str = function.name().rpartition("::")[2]
+    name = _name(function)
     reads = tuple(f for f, _ in function.next_functions if f is not None)
     if name.startswith("ScaledDotProduct") or name.startswith("EfficientAttention"):
         # Fused attention leaves one function; the weights were trained when it left these three.
@@ -250,7 +250,22 @@ def _step(function: Any) -> _Step:
         return _plain(function, "BmmBackward0", softmax, value)
     if name.startswith("SafeSoftmax"):
         name = name[len("Safe") :]
+    if name.startswith("Addmm") and function.next_functions[0][0] is not None:
+        reads = (_behind_copies(reads[0]), *reads[1:])
     return _Step(function, name, reads, function)
+
+
+def _name(function: Any) -> str:
+    name: str = function.name()
+    return name.rpartition("::")[2]
+
+
+def _behind_copies(function: Any) -> Any:
+    """Return the bias that a linear layer adds a partly overwritten copy of (Swin's second version), else itself."""
+    below = function
+    while below is not None and _name(below).startswith(("CopySlices", "Clone")):
+        below = below.next_functions[0][0]
+    return below if hasattr(below, "variable") else function
 
 
 def _plain(key: Any, name: str, *reads: Any) -> _Step:
@@ -317,6 +332,23 @@ def _walk(leaves: dict[int, Leaf], outputs: list[Tensor], *, all_leaves: bool) -
     return graph
 
 
+def _heads(leaves: dict[int, Leaf], outputs: list[Tensor]) -> set[str]:
+    """Name the parameters of the last layer before each output, behind nothing but operations with one input."""
+    names: set[str] = set()
+    for output in outputs:
+        step = _step(output.grad_fn)
+        while True:
+            below = [_step(f) for f in step.reads if getattr(f, "variable", None) is None]
+            turned = [f for s in below if s.name.startswith(("TBackward", "Transpose")) for f in s.reads]
+            read = [getattr(f, "variable", None) for f in (*step.reads, *turned)]
+            found = {leaves[id(v)].name for v in read if v is not None and id(v) in leaves}
+            if found or len(below) != 1:
+                names |= found
+                break
+            step = below[0]
+    return names
+
+
 def _saved(function: Any) -> dict[str, Any]:
     saved: dict[str, Any] = {}
     if hasattr(function, "_saved_keepdim"):
@@ -330,7 +362,7 @@ def _saved(function: Any) -> dict[str, Any]:
 # --- the result -------------------------------------------------------------------------------------------------
 
 
-def _architecture(graph: Graph) -> Architecture:
+def _architecture(graph: Graph, heads: set[str]) -> Architecture:
     """Write the graph down in our own primitives; attribute ``primitive`` is the original's.
 
     A layer's bias, a vertex of its own to the originals, becomes a node of shape (n,) without parameters, and the
@@ -338,11 +370,11 @@ def _architecture(graph: Graph) -> Architecture:
     """
     place = {v.leaf.name: i for i, v in enumerate(graph.vertices) if v.leaf is not None}
     nodes = [_node(vertex, place) for vertex in graph.vertices]
-    edges = set(graph.edges())
     last = len(nodes)
-    # side classifiers end in a bias that nothing reads
-    ends = {i for i, after in enumerate(graph.after) if not after and nodes[i].op == "bias"} | {last - 1}
-    edges |= {(end, last) for end in ends}
+    ends = {place[name] for name in heads if name in place}
+    # a bias follows its weight
+    ends -= {i for i in ends if nodes[i].attribute("bias_node") in ends}
+    edges = {*graph.edges(), *((end, last) for end in ends or {last - 1})}
     return Architecture((*nodes, Node("output", ())), tuple(sorted(edges)), VERSION)
 
 
@@ -359,7 +391,7 @@ def _node(vertex: Vertex, place: dict[str, int]) -> Node:
         return Node("bias", leaf.shape, (), tuple(attributes))
     uses = [ParameterUse(leaf.name, role, leaf.shape)]
     name = _partner(leaf.name, "bias")
-    bias = leaf.owner._parameters.get(name.rpartition(".")[2]) if role == "weight" else None
+    bias = leaf.owner._parameters.get(name.rpartition(".")[2]) if name != leaf.name else None
     if bias is not None and (kind in ("bn", "ln") or name in place):
         uses.append(ParameterUse(name, "bias", tuple(bias.shape)))
         if name in place:

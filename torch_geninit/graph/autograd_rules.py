@@ -294,13 +294,17 @@ def _put_weight_first(graph: Graph, weight: int) -> None:
 
 def _check_connected(graph: Graph) -> None:
     for start, neighbours in ((0, graph.after), (len(graph) - 1, graph.before)):
-        seen, pending = {start}, [start]
-        while pending:
-            new = neighbours[pending.pop()] - seen
-            seen |= new
-            pending += new
-        if len(seen) < len(graph):
+        if len(_reachable(neighbours, {start})) < len(graph):
             raise Refused("vertices off every path from the input to the output")
+
+
+def _reachable(neighbours: list[set[int]], start: set[int]) -> set[int]:
+    seen, pending = set(start), list(start)
+    while pending:
+        new = neighbours[pending.pop()] - seen
+        seen |= new
+        pending += new
+    return seen
 
 
 # --- GHN-3 --------------------------------------------------------------------------------------------------------
@@ -401,11 +405,7 @@ def _take_bypasses_off_softmax(graph: Graph) -> None:
 
 def _count_paths(after: list[set[int]], before: list[set[int]], source: int, target: int) -> int:
     """Count simple paths, up to two: a vertex from which the target can't be reached is never entered."""
-    useful, pending = {target}, [target]
-    while pending:
-        new = before[pending.pop()] - useful
-        useful |= new
-        pending += new
+    useful = _reachable(before, {target})
     count, path, stack = 0, [source], [iter(after[source] & useful)]
     while stack and count < 2:
         child = next(stack[-1], None)
@@ -426,8 +426,12 @@ def _mend_swin(graph: Graph) -> None:
         if label.lower().endswith("norm.weight"):
             wanted = label.replace("norm", "reduction")
             reduction = next((k for k, other in enumerate(labels) if wanted in other), None)
-            if reduction in graph.before[i]:
-                continue  # a second version of Swin reduces first: the rule, written for the first, would close a cycle
+            if reduction is not None and reduction in graph.before[i]:
+                # Swin's second version reduces first: the rule, written for the first, would close a cycle
+                for source in sorted(graph.before[i] - {reduction}):
+                    graph.unlink(source, i)
+                    graph.link(source, reduction)
+                continue
             for o in sorted(graph.after[i]):
                 if labels[o].endswith("norm1.weight") or "Add" in labels[o]:
                     graph.unlink(i, o)
@@ -474,9 +478,16 @@ def _add_input(graph: Graph, first: list[int], *, single: bool = False) -> None:
 
 
 def _sort(graph: Graph) -> None:
+    """Sort topologically, the input first.
+
+    Where a layer is used twice the walk has closed a cycle, on which the originals give up sorting: it is cut before
+    the vertex that was walked last, the nearest to the input.
+    """
     for i in range(len(graph)):
         graph.unlink(i, i)
-    order = graph.generations()
-    if len(order) < len(graph):
-        raise Refused("a cycle")
-    graph.reorder(order)
+    while len(order := graph.generations()) < len(graph):
+        first = max(i for i in set(range(len(graph))) - set(order) if i in _reachable(graph.after, graph.after[i]))
+        for source in graph.before[first] & _reachable(graph.after, {first}):
+            graph.unlink(source, first)
+    start = len(graph) - 1
+    graph.reorder([start, *(i for i in order if i != start)])
