@@ -67,8 +67,7 @@ def accuracy_before_training(model: nn.Module, train: Split, test: Split) -> flo
     The model's statistics are put back: training starts from what the initialiser left.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    some = train.subset(torch.arange(min(2000, len(train))) * (len(train) // min(2000, len(train))))
-    geninit.recalibrate_bn_(model, some.batches())
+    geninit.recalibrate_bn_(model, train.spread(2000).batches())
     accuracy = (logits_of(model, test).argmax(1) == test.labels).float().mean().item()
     with torch.no_grad():
         for name, buffer in model.named_buffers():

@@ -29,15 +29,8 @@ def member(init: str, seed: int, epochs: int, lr: float, train: Split, test: Spl
         )
         train_classifier(model, train, recipe, seed=seed, description=f"{init}, seed {seed}")
     else:
-        geninit.recalibrate_bn_(model, train.subset(slice_of(len(train))).batches())
+        geninit.recalibrate_bn_(model, train.spread(2000).batches())
     return logits_of(model, test)
-
-
-def slice_of(count: int) -> Tensor:
-    """Indices of at most 2,000 images, evenly spaced."""
-    import torch
-
-    return torch.arange(0, count, max(1, count // 2000))[:2000]
 
 
 def main() -> None:

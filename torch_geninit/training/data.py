@@ -50,6 +50,11 @@ class Split:
             self.images[indices], self.labels[indices], self.mean, self.std, self.classes
         )
 
+    def spread(self, count: int) -> Split:
+        """Return ``count`` images evenly spaced over the split, or all if there are fewer."""
+        count = min(count, len(self))
+        return self.subset(torch.arange(count) * len(self) // count)
+
     def batches(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised batches in order, the last one possibly smaller."""
         for start in range(0, len(self), batch_size):

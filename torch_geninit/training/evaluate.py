@@ -17,11 +17,6 @@ from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import he_, resnet20
 
 
-def calibration_images(train: Split, count: int = 2000) -> Split:
-    """Return ``count`` training images, evenly spaced over the classes."""
-    return train.subset(torch.arange(0, len(train), len(train) // count)[:count])
-
-
 def untrained(pretrained: str, train: Split, *, seed: int | None = None, **options: Any) -> nn.Module:
     """Build ResNet-20 as a verb initialises it, BatchNorm calibrated on 2,000 training images."""
     model = resnet20(len(train.classes))
@@ -29,7 +24,7 @@ def untrained(pretrained: str, train: Split, *, seed: int | None = None, **optio
         geninit.ghn_(model, pretrained=pretrained, strict=True, **options)
     else:
         geninit.noise_ghn_(model, seed, pretrained=pretrained, strict=True, **options)
-    geninit.recalibrate_bn_(model, calibration_images(train).batches())
+    geninit.recalibrate_bn_(model, train.spread(2000).batches())
     return model
 
 
@@ -101,7 +96,7 @@ def recipes(
             decay=False,
         )
         train_classifier(model, train, recipe, seed=seed, description=f"lr {lr} scale {scale}")
-        geninit.recalibrate_bn_(model, calibration_images(train).batches())
+        geninit.recalibrate_bn_(model, train.spread(2000).batches())
         accuracy, nll = score(model, validation)
         rows.append(
             {"lr": lr, "warmup": warmup, "scale": scale, "seed": seed, "accuracy": accuracy, "nll": nll}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import copy
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from torch_geninit.generators.base import Tile
+from torch_geninit.generators.base import Tile, noise_stream
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.training.architectures import Sample, Space, Spec, sample
 from torch_geninit.training.classifier import Score, resize, score
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import resnet20
 from torch_geninit.training.run import Run
+
+SAVE_EVERY = 500
+"""Steps between checkpoints: a few minutes on two cores."""
 
 SIZES = {
     "width": 128,
@@ -165,7 +169,7 @@ def train_ghn(
 
     run = Run(folder)
     train, validation = load(data, "train"), load(data, "validation")
-    calibration = train.subset(torch.arange(0, len(train), len(train) // 2000)[:2000])
+    calibration = train.spread(2000)
     card = {"sizes": {**SIZES, "noise": noise}, "classes": list(train.classes), "trained": {}}
     torch.manual_seed(seed)
     generator = GraphHyperNetwork(card)
@@ -177,37 +181,29 @@ def train_ghn(
     optimizer = torch.optim.AdamW(
         generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5
     )
-    batches_rng = torch.Generator().manual_seed(seed)
-    networks_rng = random.Random(seed)
     space = Space(generator.classes, train.normalise(train.images[:1]), device)
-    first, epoch, used = 0, 0, 0
+    first = 0
     state = run.resume()
     if state is not None:
         generator.load_state_dict(state["generator"])
         average.generator.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        batches_rng.set_state(state["batches_rng"])
-        networks_rng.setstate(_as_random_state(state["networks_rng"]))
-        first, epoch = state["step"], state["epoch"]
+        first = state["step"]
     train = train.to(device)
     progress = tqdm(total=schedule.steps, initial=first, desc="hypernetwork", unit="step", mininterval=2)
-    batches = iter(())
     losses: list[float] = []
+    batches = _batches(train, schedule.batch_size, seed, first)
     for step in range(first, schedule.steps):
-        batch = next(batches, None)
-        if batch is None:
-            epoch += 1
-            batches = train.shuffled_batches(schedule.batch_size, batches_rng, augment="flip-crop")
-            batch = next(batches)
-        images, labels = batch
+        images, labels = next(batches)
         images = resize(images, schedule.resolution(step))
-        network = space.get(sample(networks_rng))
+        network = space.get(sample(random.Random(f"{seed}/{step}")))
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(step)
         with torch.autocast(device, torch.bfloat16, enabled=amp):
             if noise:
                 shape = (2, len(network.architecture.nodes), noise)
-                draws = torch.randn(shape, generator=batches_rng).to(device)
+                stream = noise_stream(seed, f"training step {step}")
+                draws = torch.randn(shape, generator=stream).to(device)
                 pair = [logits_through(generator, network, images, z).float() for z in draws]
                 cross_entropy = sum(F.cross_entropy(f, labels) for f in pair) / 2
                 cosine = F.cosine_similarity(pair[0].flatten(), pair[1].flatten(), dim=0)
@@ -229,21 +225,30 @@ def train_ghn(
             if (step + 1) % check_every == 0 or step + 1 == schedule.steps:
                 values |= check(average.generator, space, calibration, validation)
             run.log(**values)
-        if (step + 1) % 500 == 0 or step + 1 == schedule.steps:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.steps:
             run.save(
                 {
                     "generator": generator.state_dict(),
                     "average": average.generator.state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "batches_rng": batches_rng.get_state(),
-                    "networks_rng": _as_plain(networks_rng.getstate()),
                     "step": step + 1,
-                    "epoch": epoch,
                     "card": {"sizes": dict(card["sizes"]), "classes": card["classes"]},
                 }
             )
     progress.close()
     return average.generator
+
+
+def _batches(
+    train: Split, batch_size: int, seed: int, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches from step ``first`` on, the same whether or not a run was interrupted before it."""
+    epoch, position = divmod(first, len(train) // batch_size)
+    while True:
+        order = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        batches = train.shuffled_batches(batch_size, order, augment="flip-crop")
+        yield from islice(batches, position, None)
+        epoch, position = epoch + 1, 0
 
 
 def check(
@@ -286,15 +291,6 @@ def parse_phases(text: str) -> tuple[tuple[int, int], ...]:
         return tuple((resolution, amount) for resolution, amount in phases)
     except ValueError:
         raise ValueError(f"--phases {text!r}: expected RESOLUTIONxAMOUNT, comma separated") from None
-
-
-def _as_plain(state: Any) -> list[Any]:
-    version, internal, gauss = state
-    return [version, list(internal), gauss]
-
-
-def _as_random_state(state: list[Any]) -> Any:
-    return (state[0], tuple(state[1]), state[2])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

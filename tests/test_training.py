@@ -1,0 +1,157 @@
+"""Training: a fixed split, runs that resume where they stopped, generators that learn."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("torchvision")
+pytest.importorskip("tqdm")
+
+from PIL import Image
+
+from torch_geninit.training import ghn
+from torch_geninit.training.architectures import Spec, sample
+from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
+from torch_geninit.training.data import Split, flip_and_crop, load, prepare
+from torch_geninit.training.networks import ResNet
+from torch_geninit.training.run import Run
+
+
+def colours(count: int, seed: int = 0, size: int = 16) -> Split:
+    """Images of two easily told classes: more red, more blue."""
+    stream = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    images = torch.randint(0, 120, (count, 3, size, size), generator=stream, dtype=torch.uint8)
+    images[labels == 0, 0] += 100
+    images[labels == 1, 2] += 100
+    return Split(images, labels, (0.3,) * 3, (0.2,) * 3, ("red", "blue"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared file made from a folder of PNG images."""
+    root = tmp_path_factory.mktemp("images")
+    for part, count in (("train", 60), ("test", 10)):
+        data = colours(count, seed=count)
+        for index in range(count):
+            folder = root / part / data.classes[int(data.labels[index])]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = data.images[index].permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    prepare(root, root / "data.safetensors", size=16)
+    return root / "data.safetensors"
+
+
+def test_split_is_complete_disjoint_and_always_the_same(prepared: Path, tmp_path: Path) -> None:
+    train, validation, test = (load(prepared, name) for name in ("train", "validation", "test"))
+    assert (len(train), len(validation), len(test)) == (54, 6, 10)
+    rows = torch.cat([train.images, validation.images]).flatten(1)
+    assert len(rows.unique(dim=0)) == 60
+    prepare(prepared.parent, tmp_path / "again.safetensors", size=16)
+    assert torch.equal(load(tmp_path / "again.safetensors", "validation").images, validation.images)
+
+
+def test_flip_and_crop_moves_pixels_and_nothing_else() -> None:
+    images = torch.arange(6 * 6).view(1, 1, 6, 6).to(torch.uint8).repeat(64, 3, 1, 1)
+    moved = flip_and_crop(images, torch.Generator().manual_seed(0), padding=2)
+    assert moved.shape == images.shape and moved.dtype == torch.uint8
+    known = {
+        tuple(torch.nn.functional.pad(source.float(), (2,) * 4, mode="reflect")[0, y : y + 6, x : x + 6].flatten().tolist())
+        for source in (images[0], images[0].flip(2))
+        for y in range(5)
+        for x in range(5)
+    }
+    assert {tuple(image[0].flatten().float().tolist()) for image in moved} <= known
+
+
+def test_interrupted_classifier_ends_as_the_uninterrupted(tmp_path: Path) -> None:
+    data = colours(48)
+    recipe = Recipe([Phase(8, 2), Phase(16, 2)], lr=0.05, batch_size=16, optimizer="muon")
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return ResNet((1, 1), (4, 8), 2)
+
+    def stop(epoch: int, metrics: dict[str, float]) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    whole = train_classifier(fresh(), data, recipe, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(fresh(), data, recipe, seed=1, run=Run(tmp_path), after_epoch=stop)
+    resumed = train_classifier(fresh(), data, recipe, seed=1, run=Run(tmp_path))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == [1, 2, 3, 4]
+
+
+def test_classifier_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ResNet((1, 1), (4, 8), 2)
+    train_classifier(model, colours(96), Recipe([Phase(16, 6)], lr=0.05, batch_size=16), seed=0)
+    assert score(model, colours(50, seed=9)).accuracy > 0.9
+
+
+def test_training_never_draws_the_held_out_network() -> None:
+    drawn = [sample(random.Random(seed)) for seed in range(3000)]
+    assert all(spec.blocks != (3, 3, 3) for spec in drawn)
+    assert len({spec.blocks for spec in drawn}) == 5**3 - 1
+    assert Spec((3, 3, 3), (8, 16, 32), "B").held_out()
+
+
+@pytest.fixture()
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"width": 16, "rounds": 1, "noise": 0, "hidden": 16, "rank": 8, "channels": 16, "kernel": 3}
+    monkeypatch.setattr(ghn, "SIZES", sizes)
+    monkeypatch.setattr(ghn, "sample", lambda _: Spec((1, 1), (4, 8), "A"))
+    # The held-out network is not of interest here and costs the most.
+    monkeypatch.setattr(ghn, "check", lambda *_: {})
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("noise", [0, 2])
+def test_interrupted_hypernetwork_ends_as_the_uninterrupted(
+    prepared: Path, tmp_path: Path, noise: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ghn, "SAVE_EVERY", 2)
+    schedule = ghn.Schedule(((16, 7),), warmup=2, batch_size=16)
+    whole = ghn.train_ghn(prepared, tmp_path / "whole", schedule, noise=noise)
+    step = ghn.Average.update
+
+    def stop(self: ghn.Average, generator: ghn.GraphHyperNetwork, number: int) -> None:
+        if number == 5:
+            raise KeyboardInterrupt
+        step(self, generator, number)
+
+    monkeypatch.setattr(ghn.Average, "update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ghn.train_ghn(prepared, tmp_path / "halves", schedule, noise=noise)
+    monkeypatch.setattr(ghn.Average, "update", step)
+    resumed = ghn.train_ghn(prepared, tmp_path / "halves", schedule, noise=noise)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.usefixtures("small")
+def test_hypernetwork_learns_and_noise_starts_from_it(prepared: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    schedule = ghn.Schedule(((16, 100),), lr=5e-3, warmup=5, batch_size=16)
+    trained = ghn.train_ghn(prepared, tmp_path / "plain", schedule)
+    lines = (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["loss"] < 0.6  # chance is log 2
+    save_file(trained.state_dict(), tmp_path / "plain.safetensors")
+    noisy = ghn.train_ghn(
+        prepared, tmp_path / "noise", ghn.Schedule(((16, 1),), lr=0.0, batch_size=16), noise=2,
+        start=tmp_path / "plain.safetensors",
+    )
+    with_noise, without = noisy.state_dict(), trained.state_dict()
+    widened = [name for name in without if with_noise[name].shape != without[name].shape]
+    assert widened == ["decoder.trunk.0.weight"]

@@ -1,0 +1,286 @@
+"""Write a trained generator as a safetensors file, with its record in the manifest and its model card."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_geninit import manifest
+from torch_geninit.generators import file
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.generators.trust import profile, summarise
+from torch_geninit.generators.vae import SliceVAEs
+from torch_geninit.graph import vocabulary
+from torch_geninit.graph.architecture import Architecture
+from torch_geninit.graph.trace import trace
+from torch_geninit.training import model_card
+from torch_geninit.training.architectures import sample
+from torch_geninit.training.data import load
+from torch_geninit.training.networks import resnet20
+
+CARDS = manifest.PACKAGE.parent / "docs" / "model-cards"
+
+
+def export(
+    generator: WeightGenerator,
+    name: str,
+    *,
+    training_data: str,
+    command: str,
+    seed: int,
+    duration_seconds: float,
+    machine: str,
+    numbers: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
+    folder: str | Path = manifest.SHIPPED,
+    manifest_path: str | Path | None = None,
+    cards: str | Path = CARDS,
+) -> manifest.Record:
+    """Write ``generator`` to ``<folder>/<name>.safetensors``, into the manifest, and its model card.
+
+    The record is that of an unpublished generator, since its content is new; ``publish`` completes it.
+
+    Args:
+        generator: with a complete card.
+        name: what users will pass as ``pretrained=``.
+        training_data, command, seed, duration_seconds, machine, numbers: fields of the manifest's record.
+        dtype: of the tensors in the file.
+        folder: where the file goes.
+        manifest_path: the manifest to write, by default the package's own.
+        cards: folder of model cards.
+
+    Returns:
+        The manifest's new record.
+
+    Raises:
+        ValueError: if the card, a value or a field is not valid; nothing is then changed.
+    """
+    path = Path(folder) / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    try:
+        file.write(generator, scratch, dtype)
+        # What was written is what users will read, so it is read once with the same checks.
+        card = file.read(scratch).card
+        content = scratch.read_bytes()
+        record = manifest.Record(
+            name=name,
+            kind=card["kind"],
+            filename=path.name,
+            sha256=hashlib.sha256(content).hexdigest(),
+            size=len(content),
+            repo_id=None,
+            revision=None,
+            licence=card["licence"],
+            training_data=training_data,
+            vocabulary=card["vocabulary"],
+            input=card["input"],
+            numbers=dict(numbers),
+            command=command,
+            seed=seed,
+            duration_seconds=round(duration_seconds, 1),
+            machine=machine,
+        )
+        manifest.update(record, manifest_path)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    model_card.write(record, Path(cards) / f"{name}.md")
+    return record
+
+
+def from_run(
+    folder: str | Path,
+    data: str | Path,
+    *,
+    licence: str = "MIT",
+    threshold: float = 0.1,
+    kernel_scale: float | None = None,
+) -> WeightGenerator:
+    """Return the generator of a training run's last checkpoint, its card completed.
+
+    Args:
+        folder: of a run of ``training vae`` or ``training ghn``.
+        data: prepared data file that it was trained on.
+        licence: of the weights.
+        threshold: largest distance from the training networks at which a graph hypernetwork is trusted.
+        kernel_scale: factor on the convolution kernels that BatchNorm follows, for a graph hypernetwork.
+
+    Raises:
+        ValueError: if the folder holds no checkpoint.
+    """
+    state = _checkpoint(folder)["state"]
+    images = load(data, "train")
+    size = list(images.images.shape[1:])
+    shared = {
+        "format_version": file.FORMAT_VERSION,
+        "vocabulary": {"version": vocabulary.VERSION, "graphs": reference_graphs(len(images.classes), size)},
+        "input": {"size": size, "mean": list(images.mean), "std": list(images.std)},
+        "classes": list(images.classes),
+        "licence": licence,
+    }
+    card = {**state["card"], **shared}
+    generator: WeightGenerator
+    if card.get("kind") == SliceVAEs.kind:
+        generator, weights = SliceVAEs(card), state["generator"]
+    else:
+        card["kind"] = "noise-ghn" if card["sizes"]["noise"] else "ghn"
+        card["trained"] = {**training_networks(len(images.classes), size), "threshold": threshold}
+        if kernel_scale is not None:
+            card["kernel_scale"] = kernel_scale
+        generator, weights = GraphHyperNetwork(card), state["average"]
+    generator.load_state_dict(weights)
+    return generator
+
+
+def _checkpoint(folder: str | Path) -> dict[str, Any]:
+    # Not Run.resume, which prepares to go on: the run may be going on elsewhere.
+    path = Path(folder) / "checkpoint.pt"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no checkpoint; expected the --run folder of a training command")
+    stored: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return stored
+
+
+def reference_graphs(classes: int, size: list[int]) -> dict[str, str]:
+    """Return fingerprints of well-known networks as today's tracer and vocabulary see them.
+
+    A generator's card keeps them, since a tracer that sees other graphs feeds it what it was not trained on.
+    """
+    example = torch.zeros(1, *size)
+    shortcuts = {"resnet20": "A", "resnet20-projection": "B"}
+    return {
+        name: trace(resnet20(classes, shortcut), example).fingerprint  # type: ignore[arg-type]
+        for name, shortcut in shortcuts.items()
+    }
+
+
+def training_networks(classes: int, size: list[int], draws: int = 1000) -> dict[str, Any]:
+    """Summarise the networks that hypernetworks are trained on, for the card's ``trained``."""
+    random_ = random.Random(0)
+    specs = {sample(random_) for _ in range(draws)}
+    example = torch.zeros(1, *size)
+    return summarise_graphs(trace(spec.build(classes), example) for spec in specs)
+
+
+def summarise_graphs(graphs: Iterable[Architecture]) -> dict[str, Any]:
+    """Return what a graph hypernetwork checks a network against, besides its threshold."""
+    profiles = []
+    primitives: set[str] = set()
+    kernels: set[str] = set()
+    grouped = False
+    for graph in graphs:
+        profiles.append(profile(graph))
+        for node in graph.nodes:
+            for use in node.parameters:
+                primitives.add(node.op)
+                if node.op == "conv" and use.role == "weight":
+                    kernels.add("x".join(map(str, use.shape[2:])))
+                    grouped |= node.attribute("groups", 1) > 1
+    return {
+        **summarise(profiles),
+        "primitives": sorted(primitives),
+        "kernels": sorted(kernels),
+        "grouped": grouped,
+    }
+
+
+def measured_numbers(paths: Iterable[str | Path], run: Path | None = None) -> dict[str, Any]:
+    """Merge JSON objects of numbers, and a run's report by layer if there is one.
+
+    Raises:
+        ValueError: if a file holds no object, or two have a key in common.
+    """
+    numbers: dict[str, Any] = {}
+    for path in paths:
+        read = json.loads(Path(path).read_text())
+        if not isinstance(read, dict):
+            raise ValueError(f"{path}: expected a JSON object of numbers, got {type(read).__name__}")
+        if twice := sorted(set(numbers) & set(read)):
+            raise ValueError(f"{path}: {twice[0]!r} stands in another file already")
+        numbers |= read
+    if run is not None and (run / "report.json").exists():
+        records = json.loads((run / "report.json").read_text())
+        numbers["by layer"] = {
+            record["layer"]: {key: value for key, value in record.items() if key != "layer"}
+            for record in records
+        }
+    return _rounded(numbers)  # type: ignore[no-any-return]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def this_machine() -> str:
+    """Describe the machine in a line."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} {platform.machine()} cores{gpu}, torch {torch.__version__}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", required=True, help="folder of a run of training vae or training ghn")
+    parser.add_argument("--data", required=True, help="prepared data file that it was trained on")
+    parser.add_argument("--name", required=True, help="what users will pass as pretrained=")
+    parser.add_argument(
+        "--output", help="only write NAME.safetensors into this folder, without manifest record and card"
+    )
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
+    parser.add_argument("--licence", default="MIT", help="SPDX identifier, of the weights")
+    parser.add_argument(
+        "--threshold", type=float, default=0.1, help="largest distance at which a GHN's prediction is trusted"
+    )
+    parser.add_argument("--kernel-scale", type=float, help="factor on kernels that BatchNorm follows")
+    record = parser.add_argument_group("for the manifest")
+    record.add_argument("--training-data", help="what it was trained on, in words")
+    record.add_argument("--command-line", help="the command that trains it again")
+    record.add_argument("--seed", type=int, default=0, help="of the training run")
+    record.add_argument("--machine", default=this_machine(), help="that trained it")
+    record.add_argument("--numbers", nargs="*", default=[], help="JSON files of measured numbers")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    generator = from_run(
+        arguments.run,
+        arguments.data,
+        licence=arguments.licence,
+        threshold=arguments.threshold,
+        kernel_scale=arguments.kernel_scale,
+    )
+    dtype = getattr(torch, arguments.dtype)
+    if arguments.output is not None:
+        Path(arguments.output).mkdir(parents=True, exist_ok=True)
+        file.write(generator, Path(arguments.output) / f"{arguments.name}.safetensors", dtype)
+        return
+    missing = [f"--{name}" for name in ("training-data", "command-line") if not _given(arguments, name)]
+    if missing:
+        raise SystemExit(f"the manifest needs {' and '.join(missing)}; or pass --output for the file alone")
+    export(
+        generator,
+        arguments.name,
+        training_data=arguments.training_data,
+        command=arguments.command_line,
+        seed=arguments.seed,
+        duration_seconds=_checkpoint(arguments.run)["seconds"],
+        machine=arguments.machine,
+        numbers=measured_numbers(arguments.numbers, Path(arguments.run)),
+        dtype=dtype,
+    )
+
+
+def _given(arguments: argparse.Namespace, name: str) -> bool:
+    return bool(getattr(arguments, name.replace("-", "_")))
