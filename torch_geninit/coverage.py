@@ -102,8 +102,7 @@ def plan_graph(
         if slot.name not in uses:
             return replace(entry, route=Route.SKIPPED, reason="the forward pass doesn't reach it")
         index, use = uses[slot.name]
-        role = "weight" if slot.norm is not None and use.role == "weight_v" else use.role
-        entry = replace(entry, node=index, role=role)
+        entry = replace(entry, node=index, role=use.role)
         if index in heads:
             if head == "keep":
                 return replace(entry, route=Route.KEPT, reason="head, kept as asked")
@@ -273,15 +272,16 @@ def _modules(module: nn.Module, prefix: str = "") -> WeakKeyDictionary[nn.Module
 
 
 def _fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture:
-    """Check a graph against the model's parameters, and call them by the names they have now.
+    """Check a graph against the model's parameters, and make it the graph that a generator reads.
 
-    A graph may be older than the model's wrappers (torch.compile, DDP, fully_shard): canonical names decide.
+    Parameters get the names they have now: a graph may be older than the model's wrappers (torch.compile,
+    DDP, fully_shard), so canonical names decide. A weight-normalised layer looks like the layer itself.
     """
     own = {slot.name: slot for slot in slots}
     by_canonical: dict[str, Slot] = {}
     for slot in slots:
         by_canonical.setdefault(slot.canonical, own[slot.first or slot.name])
-    renamed: dict[str, str] = {}
+    read: dict[str, Slot] = {}
     for name, (index, use) in graph.uses.items():
         found = own.get(name) or by_canonical.get(canonical(name))
         if found is None:
@@ -290,14 +290,19 @@ def _fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture
                 "Trace this model, or leave graph= out"
             )
         _compare(found, use, graph.nodes[index].op, model)
-        renamed[name] = found.name
-    if all(old == new for old, new in renamed.items()):
-        return graph
+        read[name] = found
     nodes = tuple(
-        replace(node, parameters=tuple(replace(use, name=renamed[use.name]) for use in node.parameters))
+        replace(
+            node,
+            parameters=tuple(
+                replace(use, name=slot.name, role="weight" if slot.norm is not None else use.role)
+                for use in node.parameters
+                if not (slot := read[use.name]).derived
+            ),
+        )
         for node in graph.nodes
     )
-    return replace(graph, nodes=nodes)
+    return graph if nodes == graph.nodes else replace(graph, nodes=nodes)
 
 
 def _compare(slot: Slot, use: ParameterUse, op: str, model: str) -> None:

@@ -161,9 +161,10 @@ class Plan:
         parts = [f"{count} x {reason} (first: {first[reason]})" for reason, count in reasons.most_common(4)]
         if len(reasons) > 4:
             parts.append(f"{len(reasons) - 4} more reasons")
+        counts = f"{len(self.skipped)} of {len(self.entries)} parameters"
         return (
-            f"{self.verb}_ leaves {len(self.skipped)} of {len(self.entries)} parameters of {self.model} "
-            f"as they are: {'; '.join(parts)}. Leave them out with exclude= to accept this, pass strict=True to "
+            f"{self.verb}_ leaves {counts} of {self.model} as they are: {'; '.join(parts)}. "
+            "Leave them out with exclude= to accept this, pass strict=True to "
             f'make it an error; geninit.plan(model, "{self.verb}") lists them all'
         )
 
@@ -241,8 +242,8 @@ class Plan:
         if unknown:
             where = f" below {prefix!r}" if prefix else ""
             raise ValueError(
-                f"{len(unknown)} parameters of {type(module).__name__}, first {unknown[0]!r}, are not in the plan "
-                f"for {self.model}{where}. Plan for this model, or say with prefix= which part of it this is"
+                f"{len(unknown)} parameters of {type(module).__name__}, first {unknown[0]!r}, are not in the "
+                f"plan for {self.model}{where}. Plan for this model, or say with prefix= which part this is"
             )
         filled: dict[str, str] = {}
         for slot in slots:

@@ -1,0 +1,154 @@
+"""Recalibration of BatchNorm against statistics computed from the activations themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_geninit as geninit
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, momentum=0.3),
+        nn.Dropout(0.5),
+        nn.Conv2d(4, 5, 3),
+        nn.BatchNorm2d(5),
+    )
+
+
+def batches(sizes: tuple[int, ...] = (4, 4, 4)) -> list[Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(size, 3, 8, 8) * (i + 1) for i, size in enumerate(sizes)]
+
+
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {name: b.clone() for name, b in model.named_buffers()}
+
+
+def test_statistics_are_the_averages_over_batches_of_the_activations() -> None:
+    model = net()
+    model[1].running_mean.fill_(9.0)  # the past is forgotten
+    model[1].num_batches_tracked.fill_(100)
+    data = batches()
+    assert geninit.recalibrate_bn_(model, data) is model
+    with torch.no_grad():
+        first = [model[0](x) for x in data]
+        # Layers below normalise by their batch meanwhile.
+        normed = [
+            (a - a.mean((0, 2, 3), keepdim=True))
+            / torch.sqrt(a.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5)
+            for a in first
+        ]
+        second = [model[3](a) for a in normed]
+    for layer, activations in ((model[1], first), (model[4], second)):
+        mean = torch.stack([a.mean((0, 2, 3)) for a in activations]).mean(0)
+        var = torch.stack([a.transpose(0, 1).flatten(1).var(1) for a in activations]).mean(0)
+        torch.testing.assert_close(layer.running_mean, mean)
+        torch.testing.assert_close(layer.running_var, var)
+        assert int(layer.num_batches_tracked) == 3
+
+
+def test_nothing_else_changes() -> None:
+    model = net().train()
+    model[3].eval()
+    flags = [m.training for m in model.modules()]
+    parameters = [p.detach().clone() for p in model.parameters()]
+    rng = torch.get_rng_state()
+    data = batches()
+    torch.set_rng_state(rng)
+    geninit.recalibrate_bn_(model, data)
+    assert torch.equal(torch.get_rng_state(), rng), "dropout draws nothing in evaluation mode"
+    assert [m.training for m in model.modules()] == flags
+    assert model[1].momentum == 0.3 and model[4].momentum == 0.1
+    assert all(map(torch.equal, parameters, model.parameters()))
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_takes_a_data_loader_and_labels() -> None:
+    inputs = torch.cat(batches())
+    dataset = torch.utils.data.TensorDataset(inputs, torch.zeros(len(inputs)))
+    a = geninit.recalibrate_bn_(net(), torch.utils.data.DataLoader(dataset, 4))
+    b = geninit.recalibrate_bn_(net(), (x for x in inputs.split(4)))
+    assert all(map(torch.equal, a.buffers(), b.buffers()))
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (nn.BatchNorm1d(3), (8, 3)),
+        (nn.BatchNorm3d(3), (2, 3, 4, 4, 4)),
+        (nn.SyncBatchNorm(3), (4, 3, 5, 5)),
+        (nn.BatchNorm2d(3, affine=False, momentum=None), (4, 3, 5, 5)),
+    ],
+)
+def test_every_kind_of_batch_norm(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape) + 2
+    geninit.recalibrate_bn_(nn.Sequential(layer), [x, x])
+    mean = x.transpose(0, 1).flatten(1).mean(1)
+    torch.testing.assert_close(layer.running_mean, mean)
+
+
+@pytest.mark.parametrize("failure", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_failure_puts_everything_back(failure: type[BaseException]) -> None:
+    model = net()
+    geninit.recalibrate_bn_(model, batches((3,)))
+    model.train()
+    before = buffers(model)
+
+    def failing() -> Iterator[Tensor]:
+        yield from batches()
+        raise failure
+
+    with pytest.raises(failure):
+        geninit.recalibrate_bn_(model, failing())
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+    assert all(m.training for m in model.modules())
+    assert model[1].momentum == 0.3
+
+    with pytest.raises(RuntimeError):
+        geninit.recalibrate_bn_(model, [*batches(), torch.zeros(1, 1, 1, 1)])
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+
+
+@pytest.mark.parametrize("empty", [[], iter(())])
+def test_no_batches_is_an_error_that_changes_nothing(empty: list[Tensor]) -> None:
+    model = net()
+    before = buffers(model)
+    with pytest.raises(ValueError, match="no batches"):
+        geninit.recalibrate_bn_(model, empty)
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match="batch 1: expected a tensor.*got str"):
+        geninit.recalibrate_bn_(net(), ["abc"])
+
+
+def test_without_running_statistics_the_model_is_not_called() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False)
+    )
+    model.register_forward_hook(lambda *_: pytest.fail("called"))
+    assert geninit.recalibrate_bn_(model, batches()) is model
+
+
+@pytest.mark.parametrize("model", [net().to("meta"), nn.Sequential(nn.LazyBatchNorm2d())])
+def test_models_without_values_are_refused_by_name(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"statistics of '\d' are (lazy|on the meta device)"):
+        geninit.recalibrate_bn_(model, batches())
+
+
+def test_moves_to_the_models_precision_only_in_device() -> None:
+    model = net().double()
+    data = [x.double() for x in batches()]
+    geninit.recalibrate_bn_(model, data)
+    expected = geninit.recalibrate_bn_(net(), batches())
+    torch.testing.assert_close(model[4].running_var.float(), expected[4].running_var)
