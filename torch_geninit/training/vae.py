@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from torch_geninit.generators.vae import SliceVAEs
-from torch_geninit.training.data import load
 from torch_geninit.training.encoders import Encoder, PaperEncoder, evidence
 from torch_geninit.training.run import Run
 from torch_geninit.training.slices import LayerSlices, read_slices, split_networks, zoo_networks
@@ -82,7 +81,6 @@ def train_vaes(
     *,
     recipe: str | VAERecipe = "ours",
     seed: int = 0,
-    data: str | Path | None = None,
 ) -> TrainedVAEs:
     """Train a VAE for each convolution on four fifths of the zoo's networks.
 
@@ -91,7 +89,6 @@ def train_vaes(
         folder: of the run; an interrupted run resumes there after its last finished layer.
         recipe: a name in :data:`RECIPES`, or a recipe.
         seed: of split, initial weights, batches and noise.
-        data: prepared data file that the zoo was trained on; its classes and normalisation go into the card.
 
     Raises:
         ValueError: if the zoo is too small or broken, or ``folder`` holds a run with another zoo, recipe or
@@ -103,7 +100,7 @@ def train_vaes(
     train, held_out = split_networks(zoo_networks(zoo), seed)
     layers = read_slices(zoo, train)
     fewest, most = (pick(len(layer.values[0]) for layer in layers) for pick in (min, max))
-    trained = _untrained(_card(chosen, layers, train, seed, data), chosen, train, held_out)
+    trained = _untrained(_card(chosen, layers, train, seed), chosen, train, held_out)
     plan = {"recipe": _plain(chosen), "seed": seed, "train": list(train), "held_out": list(held_out)}
     run = Run(folder)
     state = run.resume() or {"done": 0, **plan}
@@ -183,31 +180,11 @@ def _train_layer(trained: TrainedVAEs, index: int, raw: Tensor, epochs: int, run
         run.log(layer=layer, epoch=epoch + 1, elbo=round(elbo, 4), divergence=round(divergence, 4))
 
 
-def _card(
-    recipe: VAERecipe, layers: list[LayerSlices], train: tuple[str, ...], seed: int, data: str | Path | None
-) -> dict[str, Any]:
+def _card(recipe: VAERecipe, layers: list[LayerSlices], train: tuple[str, ...], seed: int) -> dict[str, Any]:
     records = [{**asdict(s.layer), "kernel_size": list(s.layer.kernel_size)} for s in layers]
-    card: dict[str, Any] = {
-        "kind": "vae",
-        "sizes": {
-            "decoder": recipe.decoder,
-            "latent": recipe.latent,
-            "hidden": recipe.hidden,
-            "layers": records,
-        },
-        "trained": {
-            "architecture": "ResNet-20",
-            "networks": len(train),
-            "seed": seed,
-            "recipe": _plain(recipe),
-        },
-    }
-    if data is not None:
-        images = load(data, "train")
-        size = [images.images.shape[1], *images.images.shape[2:]]
-        card["input"] = {"size": size, "mean": list(images.mean), "std": list(images.std)}
-        card["classes"] = list(images.classes)
-    return card
+    sizes = {"decoder": recipe.decoder, "latent": recipe.latent, "hidden": recipe.hidden, "layers": records}
+    trained = {"architecture": "ResNet-20", "networks": len(train), "seed": seed, "recipe": _plain(recipe)}
+    return {"kind": "vae", "sizes": sizes, "trained": trained}
 
 
 def _untrained(
@@ -235,7 +212,6 @@ def _plain(recipe: VAERecipe) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zoo", required=True, help="folder of trained networks, <seed>.safetensors")
     parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
-    parser.add_argument("--data", help="prepared data file that the zoo was trained on, for the card")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="ours")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="torch threads; the networks are tiny")
@@ -247,9 +223,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(arguments.threads)
     folder = Path(arguments.run)
-    trained = train_vaes(
-        arguments.zoo, folder, recipe=arguments.recipe, seed=arguments.seed, data=arguments.data
-    )
+    trained = train_vaes(arguments.zoo, folder, recipe=arguments.recipe, seed=arguments.seed)
     records = evaluate_vaes(arguments.zoo, trained, seed=arguments.seed)
     (folder / "report.json").write_text(json.dumps(records, indent=1) + "\n")
     (folder / "report.md").write_text(markdown_table(records))
