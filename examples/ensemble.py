@@ -1,4 +1,4 @@
-"""Compare ensembles: members from ``noise_ghn_`` with different seeds against members from another initialisation."""
+"""Compare ensembles: members from ``noise_ghn_`` against members from another initialisation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Initialise a ResNet-20 by a learned generator and train it on a few digits: no download, under two minutes.
 
-Trains on 20 labelled images a class of scikit-learn's bundled 8x8 digits, from PyTorch's default initialisation
-and from ``geninit.ghn_`` (the classifier keeps its default), and draws both curves.
+Trains on 20 labelled images a class of scikit-learn's bundled 8x8 digits, from PyTorch's default
+initialisation and from ``geninit.ghn_`` (the classifier keeps its default), and draws both curves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from torch_geninit.training.networks import resnet20
 def digits(per_class: int, seed: int) -> tuple[Split, Split]:
     """Return ``per_class`` training images a class and 500 test images, as 3 x 32 x 32 pixels."""
     bunch = load_digits()
-    images = F.interpolate(torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16, (32, 32), mode="bilinear")
+    images = F.interpolate(
+        torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16, (32, 32), mode="bilinear"
+    )
     pixels = (images.repeat(1, 3, 1, 1) * 255).round().to(torch.uint8)
     labels = torch.tensor(bunch.target, dtype=torch.int64)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -68,10 +70,7 @@ def main() -> None:
 
     print(geninit.plan(resnet20(), head="keep"))
     curves = {
-        name: [
-            curve(learned, seed, arguments.epochs, arguments.per_class)
-            for seed in range(arguments.seeds)
-        ]
+        name: [curve(learned, seed, arguments.epochs, arguments.per_class) for seed in range(arguments.seeds)]
         for name, learned in (("default", False), ("geninit.ghn_", True))
     }
     print(f"\nTest accuracy (%) on 500 digits, {arguments.seeds} seeds, mean +- standard deviation")

@@ -62,7 +62,11 @@ def test_flip_and_crop_moves_pixels_and_nothing_else() -> None:
     moved = flip_and_crop(images, torch.Generator().manual_seed(0), padding=2)
     assert moved.shape == images.shape and moved.dtype == torch.uint8
     known = {
-        tuple(torch.nn.functional.pad(source.float(), (2,) * 4, mode="reflect")[0, y : y + 6, x : x + 6].flatten().tolist())
+        tuple(
+            torch.nn.functional.pad(source.float(), (2,) * 4, mode="reflect")[0, y : y + 6, x : x + 6]
+            .flatten()
+            .tolist()
+        )
         for source in (images[0], images[0].flip(2))
         for y in range(5)
         for x in range(5)
@@ -149,7 +153,10 @@ def test_hypernetwork_learns_and_noise_starts_from_it(prepared: Path, tmp_path: 
     assert json.loads(lines[-1])["loss"] < 0.6  # chance is log 2
     save_file(trained.state_dict(), tmp_path / "plain.safetensors")
     noisy = ghn.train_ghn(
-        prepared, tmp_path / "noise", ghn.Schedule(((16, 1),), lr=0.0, batch_size=16), noise=2,
+        prepared,
+        tmp_path / "noise",
+        ghn.Schedule(((16, 1),), lr=0.0, batch_size=16),
+        noise=2,
         start=tmp_path / "plain.safetensors",
     )
     with_noise, without = noisy.state_dict(), trained.state_dict()

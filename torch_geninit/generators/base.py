@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch_geninit.plan import Entry, Plan
 
 ALGORITHM_VERSION = 1
-"""Part of every noise seed: a change of the sampling algorithm changes this number, never silently the values."""
+"""Part of every noise seed: a change of the sampling algorithm changes this number too."""
 
 
 def noise_stream(seed: int, name: str) -> torch.Generator:
@@ -35,10 +35,11 @@ class Tile:
 
     With tile extents (O, I, ...) the parameter is::
 
-        W[o, i, ...] = scale * values[o mod O, i mod I, ...] * m[o // O, i]
+        W[o, i, s] = scale * values[o mod O, i mod I, s] * m[o // O, i, s]
 
     where m is 1 in the first block row and 1 + amplitude * n elsewhere, n ~ N(0, 1) from the parameter's own
-    stream: repeating a block would give equal filters, and gradient descent could never tell them apart.
+    stream (one draw for all rows of a block, so that it costs nothing to speak of): repeating a block would
+    give equal filters, and gradient descent could never tell them apart.
 
     Attributes:
         values: float32 CPU tensor with as many dimensions as the parameter; every dimension but the first two
@@ -66,7 +67,7 @@ class Tile:
 
     @torch.no_grad()
     def write_to(self, out: Tensor, start: int = 0) -> None:
-        """Expand rows ``start : start + len(out)`` of the parameter straight into ``out`` (any dtype or device)."""
+        """Expand rows ``start : start + len(out)`` of the parameter into ``out``, of any dtype or device."""
         if not self.shape:
             out.copy_(self.values * self.scale)
             return
@@ -88,8 +89,7 @@ class Tile:
                 last = min(first + columns, self.shape[1])
                 part = block[:, : last - first]
                 if modulation is not None and p > 0:
-                    factor = modulation[p - 1, first:last]
-                    part = part * factor.view(1, -1, *[1] * (part.ndim - 2))
+                    part = part * modulation[p - 1, first:last]
                 yield (slice(low - start, high - start), slice(first, last)), part
 
     def _modulation(self) -> Tensor | None:
@@ -99,7 +99,7 @@ class Tile:
         if blocks == 1:
             return None
         stream = noise_stream(0, self.name)
-        return 1 + self.amplitude * torch.randn(blocks - 1, self.shape[1], generator=stream)
+        return 1 + self.amplitude * torch.randn((blocks - 1, *self.shape[1:]), generator=stream)
 
 
 class Verdict(NamedTuple):
@@ -142,8 +142,6 @@ class WeightGenerator(nn.Module):
         """Judge the network of ``plan``, whose entries to generate are marked."""
         raise NotImplementedError
 
-    def predict(
-        self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0
-    ) -> dict[str, Tile]:
+    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
         """Return a tile for every entry of ``plan`` that is to be generated."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The graph hypernetwork: reads an architecture, predicts every parameter, with noise if it was trained to."""
+"""The graph hypernetwork: reads an architecture, predicts every parameter, with or without noise."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ AMPLITUDE = 0.1
 
 
 class MessagePassing(nn.Module):
-    """One round: h_v <- h_v + MLP([LN(h)_v, mean over predecessors, mean over successors]); linear in edges."""
+    """One round: h_v <- h_v + MLP([LN(h)_v, mean over predecessors, mean over successors])."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.update = nn.Sequential(
-            nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.update = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, h: Tensor, source: Tensor, target: Tensor) -> Tensor:
         x = self.norm(h)
@@ -53,9 +51,7 @@ class Encoder(nn.Module):
     def __init__(self, width: int, rounds: int) -> None:
         super().__init__()
         self.primitive = nn.Embedding(len(PRIMITIVES), width)
-        self.project = nn.Sequential(
-            nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.project = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width))
         self.rounds = nn.ModuleList(MessagePassing(width) for _ in range(rounds))
         self.norm = nn.LayerNorm(width)
 
@@ -70,7 +66,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Node embeddings (and noise) to parameter tiles.
 
-    A kernel is a combination of learned channel templates T_r (channels x channels), its coefficients a function of
+    A kernel is a combination of learned channel templates T_r (channels x channels), its coefficients a
+    function of
     the embedding x at each kernel position s::
 
         W[:, :, s] = gain(x) * sum_r c_r(x, s) T_r
@@ -92,9 +89,7 @@ class Decoder(nn.Module):
         self.vector_weight = nn.Linear(hidden, channels)
         self.vector_bias = nn.Linear(hidden, channels)
         self.head_coefficients = nn.Linear(hidden, rank // 4)
-        self.head_templates = nn.Parameter(
-            torch.randn(rank // 4, classes, channels) * (rank // 4) ** -0.5
-        )
+        self.head_templates = nn.Parameter(torch.randn(rank // 4, classes, channels) * (rank // 4) ** -0.5)
         self.head_bias = nn.Linear(hidden, classes)
         for layer in (self.gain, self.vector_weight, self.vector_bias, self.head_bias):
             nn.init.normal_(layer.weight, std=0.01)
@@ -112,11 +107,12 @@ class Decoder(nn.Module):
         coefficients = self.coefficients(mixed)
         templates = self.templates[:, :rows, :columns].flatten(1)
         tiles = (coefficients @ templates).view(len(u), height, width, rows, columns)
-        return tiles.permute(0, 3, 4, 1, 2) * self.gain(u).exp()[:, :, None, None, None]
+        gain: Tensor = self.gain(u).exp()
+        return tiles.permute(0, 3, 4, 1, 2) * gain[:, :, None, None, None]
 
     def heads(self, u: Tensor, columns: int) -> Tensor:
         """Decode (L, hidden) to (L, classes, I) classifier tiles of unit scale."""
-        coefficients = self.head_coefficients(u)
+        coefficients: Tensor = self.head_coefficients(u)
         templates = self.head_templates[:, :, :columns].flatten(1)
         return (coefficients @ templates).view(len(u), self.classes, columns)
 
@@ -125,9 +121,10 @@ class GraphHyperNetwork(WeightGenerator):
     """Predict the parameters of a network from its graph.
 
     Card entries read here: ``sizes`` (width, rounds, noise, hidden, rank, channels, kernel), ``classes``,
-    ``trained`` (primitives, kernel sizes, local patterns and ranges seen in training), ``kernel_scale``: factor on
-    convolutions that only BatchNorm reads. It leaves the function as it is and divides their effective learning
-    rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction.
+    ``trained`` (primitives, kernel sizes, local patterns and ranges seen in training), ``kernel_scale``:
+    factor on
+    convolutions that only BatchNorm reads. It leaves the function as it is and divides their effective
+    learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction.
     """
 
     kind = "ghn"
@@ -233,18 +230,15 @@ class GraphHyperNetwork(WeightGenerator):
         return judge(plan, self.card["trained"])
 
     @torch.no_grad()
-    def predict(
-        self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0
-    ) -> dict[str, Tile]:
+    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
         architecture = plan.architecture
         if architecture is None:
             raise ValueError("a graph hypernetwork needs the graph of the network; the plan has none")
         canonical = {entry.name: entry.canonical for entry in plan.generated}
 
         def draw(index: int) -> Tensor:
-            assert seed is not None
             use = architecture.nodes[index].parameters[0]
-            stream = noise_stream(seed, canonical.get(use.name, use.name))
+            stream = noise_stream(seed or 0, canonical.get(use.name, use.name))
             return noise_scale * torch.randn(self.noise_width, generator=stream)
 
         noisy = bool(self.noise_width) and seed is not None
@@ -263,7 +257,7 @@ class GraphHyperNetwork(WeightGenerator):
 
 
 def head_node(architecture: Architecture) -> int | None:
-    """Return the index of the classifier: the last node with a matrix or kernel before the output, if unique."""
+    """Return the index of the classifier: the last node with a matrix or kernel, None if there is none."""
     for index in reversed(range(len(architecture.nodes))):
         if any(len(use.shape) > 1 for use in architecture.nodes[index].parameters):
             return index
@@ -271,7 +265,7 @@ def head_node(architecture: Architecture) -> int | None:
 
 
 def normalised_kernels(architecture: Architecture) -> set[str]:
-    """Names of convolution kernels whose output goes to BatchNorm alone, so that their scale does not matter."""
+    """Return names of kernels whose output goes to BatchNorm alone, so that their scale does not matter."""
     readers: dict[int, set[str]] = defaultdict(set)
     for source, target in architecture.edges:
         readers[source].add(architecture.nodes[target].op)

@@ -41,15 +41,10 @@ def profile(architecture: Architecture) -> Profile:
         for i, node in enumerate(nodes)
     )
     kernels = [
-        use.shape
-        for node in nodes
-        for use in node.parameters
-        if use.role == "weight" and node.op == "conv"
+        use.shape for node in nodes for use in node.parameters if use.role == "weight" and node.op == "conv"
     ]
     extents = {math.prod(node.shape[2:]) for node in nodes if len(node.shape) > 2}
-    measures = {
-        f"share of {op}": count / len(nodes) for op, count in Counter(n.op for n in nodes).items()
-    }
+    measures = {f"share of {op}": count / len(nodes) for op, count in Counter(n.op for n in nodes).items()}
     measures["depth (log2)"] = math.log2(1 + len(kernels))
     measures["widest layer (log2)"] = math.log2(max((s[0] for s in kernels), default=1))
     measures["narrowest layer (log2)"] = math.log2(min((s[0] for s in kernels), default=1))
@@ -75,8 +70,8 @@ def summarise(profiles: Iterable[Profile]) -> dict[str, Any]:
 def distance(network: Profile, trained: Mapping[str, Any]) -> tuple[float, str]:
     """Measure how far ``network`` is outside the training networks, and name what is farthest.
 
-    d = share of nodes whose local pattern was never seen + sum over measures of the excess over the range seen
-    (an octave of depth or width counts 1, a share of nodes as itself).
+    d = share of nodes whose local pattern was never seen + sum over measures of the excess over the range
+    seen (an octave of depth or width counts 1, a share of nodes as itself).
     """
     known = set(trained["patterns"])
     total = sum(network.patterns.values())
@@ -100,7 +95,7 @@ def distance(network: Profile, trained: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def judge(plan: Plan, trained: Mapping[str, Any]) -> Verdict:
-    """Trust a network whose every kernel and matrix can be generated and whose distance is within the threshold."""
+    """Trust a network whose every matrix can be generated and whose distance is within the threshold."""
     if plan.architecture is None:
         raise ValueError("the plan has no graph to judge")
     d, reason = distance(profile(plan.architecture), trained)

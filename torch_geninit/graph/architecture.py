@@ -76,8 +76,7 @@ class Architecture:
     def fingerprint(self) -> str:
         """Hex digest of everything but parameter names: equal for equal architectures."""
         anonymous = [
-            [n.op, n.shape, [[u.role, u.shape] for u in n.parameters], n.attributes]
-            for n in self.nodes
+            [n.op, n.shape, [[u.role, u.shape] for u in n.parameters], n.attributes] for n in self.nodes
         ]
         text = json.dumps([self.vocabulary, anonymous, self.edges], separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -111,11 +110,9 @@ def _node(record: Mapping[str, Any]) -> Node:
         op=record["op"],
         shape=tuple(record["shape"]),
         parameters=tuple(
-            ParameterUse(use["name"], use["role"], tuple(use["shape"]))
-            for use in record["parameters"]
+            ParameterUse(use["name"], use["role"], tuple(use["shape"])) for use in record["parameters"]
         ),
         attributes=tuple(
-            (key, tuple(value) if isinstance(value, list) else value)
-            for key, value in record["attributes"]
+            (key, tuple(value) if isinstance(value, list) else value) for key, value in record["attributes"]
         ),
     )

@@ -26,7 +26,8 @@ class Phase(NamedTuple):
 class Recipe:
     """How to train a classifier.
 
-    The rate rises linearly over ``warmup`` of all steps; then it falls linearly to 0, or stays without ``decay``.
+    The rate rises linearly over ``warmup`` of all steps; then it falls linearly to 0, or stays without
+    ``decay``.
 
     Attributes:
         optimizer: ``"sgd"`` with Nesterov momentum, or ``"muon"``: orthogonalised momentum for convolution
@@ -151,7 +152,7 @@ def train_classifier(
 
 
 class KernelOptimizer:
-    """The optimizers of a recipe behind one face: Muon on kernels as matrices if asked for, SGD on the rest."""
+    """The optimizers of a recipe behind one face: Muon on kernels if asked for, SGD on the rest."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         parameters = list(model.parameters())
@@ -168,9 +169,7 @@ class KernelOptimizer:
         )
         self.optimizers: list[torch.optim.Optimizer] = [sgd]
         if self.kernels:
-            muon = torch.optim.Muon(
-                self.matrices, recipe.lr, weight_decay=0.0, momentum=recipe.momentum
-            )
+            muon = torch.optim.Muon(self.matrices, recipe.lr, weight_decay=0.0, momentum=recipe.momentum)
             self.optimizers.append(muon)
         self.peak = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
 

@@ -41,14 +41,10 @@ class Split:
         return scaled.contiguous(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> Split:
-        return Split(
-            self.images.to(device), self.labels.to(device), self.mean, self.std, self.classes
-        )
+        return Split(self.images.to(device), self.labels.to(device), self.mean, self.std, self.classes)
 
     def subset(self, indices: Tensor) -> Split:
-        return Split(
-            self.images[indices], self.labels[indices], self.mean, self.std, self.classes
-        )
+        return Split(self.images[indices], self.labels[indices], self.mean, self.std, self.classes)
 
     def spread(self, count: int) -> Split:
         """Return ``count`` images evenly spaced over the split, or all if there are fewer."""
@@ -75,7 +71,7 @@ class Split:
 
 
 def flip_and_crop(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Mirror each image with probability 1/2 and shift it by up to ``padding`` pixels, reflecting at the border."""
+    """Mirror each image with probability 1/2, shift it by up to ``padding`` pixels, reflect at borders."""
     count, _, height, width = images.shape
     device = images.device
     flip = torch.rand(count, generator=generator).to(device) < 0.5
@@ -86,9 +82,7 @@ def flip_and_crop(images: Tensor, generator: torch.Generator, padding: int = 4) 
     columns = _reflect(left[:, None] + torch.arange(width, device=device) - padding, width)
     columns = torch.where(flip[:, None], width - 1 - columns, columns)
     sample = torch.arange(count, device=device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+    return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
@@ -96,9 +90,7 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return torch.where(index >= size, 2 * size - 2 - index, index)
 
 
-def prepare(
-    source: str | Path, target: str | Path, *, size: int = 32, download: bool = False
-) -> None:
+def prepare(source: str | Path, target: str | Path, *, size: int = 32, download: bool = False) -> None:
     """Write ``source`` as one uint8 tensor file with a fixed train / validation / test split.
 
     ``source`` is a folder with ``train/<class>/*`` and ``test/<class>/*`` images, or the name of a
@@ -183,9 +175,7 @@ def _stack(dataset, size: int) -> tuple[Tensor, Tensor]:  # type: ignore[no-unty
     for image, label in tqdm(dataset, desc="reading images", unit="img"):
         pixels = pil_to_tensor(image.convert("RGB"))
         if pixels.shape[-2:] != (size, size):
-            pixels = F.interpolate(
-                pixels[None].float(), (size, size), mode="bilinear", antialias=True
-            )[0]
+            pixels = F.interpolate(pixels[None].float(), (size, size), mode="bilinear", antialias=True)[0]
             pixels = pixels.round().clamp(0, 255).to(torch.uint8)
         images.append(pixels)
         labels.append(label)

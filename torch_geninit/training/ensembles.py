@@ -30,7 +30,7 @@ def measures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def diversity(members: Sequence[Tensor]) -> dict[str, float]:
-    """Return the mean pairwise disagreement (share of other predictions) and cosine similarity of flattened logits."""
+    """Return mean pairwise disagreement (share of other predictions) and cosine of flattened logits."""
     pairs = list(combinations(members, 2))
     different = [(a.argmax(1) != b.argmax(1)).float().mean() for a, b in pairs]
     cosines = [F.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs]

@@ -1,4 +1,4 @@
-"""Measure generators on ResNet-20 by the protocol: choices on validation images, reported figures on the test set."""
+"""Measure generators on ResNet-20: choose on validation images, report on the test set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,13 @@ def step0(pretrained: str, train: Split, measured: Split) -> dict[str, float]:
 
 
 def members(
-    pretrained: str, train: Split, measured: Split, *, count: int = 10, size: int = 5, noise_scale: float = 1.0
+    pretrained: str,
+    train: Split,
+    measured: Split,
+    *,
+    count: int = 10,
+    size: int = 5,
+    noise_scale: float = 1.0,
 ) -> dict[str, Any]:
     """Measure ``count`` members of a noise GHN and all ensembles of ``size`` of them.
 
@@ -48,9 +54,7 @@ def members(
         for seed in range(count)
     ]
     alone = [(each.argmax(1) == measured.labels).float().mean().item() for each in logits]
-    together = [
-        measures(probabilities_of(chosen), measured.labels) for chosen in combinations(logits, size)
-    ]
+    together = [measures(probabilities_of(chosen), measured.labels) for chosen in combinations(logits, size)]
     mean = statistics.mean(alone)
     return {
         "noise_scale": noise_scale,
@@ -74,7 +78,8 @@ def recipes(
     epochs: int,
     seed: int,
 ) -> list[dict[str, float]]:
-    """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up, He beside it.
+    """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up, He beside
+    it.
 
     The rate rises over ``warmup`` of the steps and then stays, as in a user's first epochs of a long run.
     """
@@ -128,9 +133,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(json.dumps(step0(arguments.pretrained, train, measured)))
     elif arguments.what == "members":
         for scale in arguments.noise_scale:
-            found = members(
-                arguments.pretrained, train, measured, count=arguments.members, noise_scale=scale
-            )
+            found = members(arguments.pretrained, train, measured, count=arguments.members, noise_scale=scale)
             print(json.dumps(found))
     else:
         recipes(

@@ -67,9 +67,7 @@ class Schedule:
         raise IndexError(f"the schedule has {self.steps} steps")
 
 
-def full_parameters(
-    sample: Sample, tiles: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def full_parameters(sample: Sample, tiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Repeat tiles to whole parameters, differentiably (the modulation that breaks ties is left out)."""
     parameters = {}
     for name, tile in tiles.items():
@@ -85,7 +83,7 @@ def full_parameters(
 def logits_through(
     generator: GraphHyperNetwork, network: Sample, images: Tensor, noise: Tensor | None = None
 ) -> Tensor:
-    """Return the logits of ``network`` on ``images`` with predicted parameters, BatchNorm on batch statistics."""
+    """Return the logits of ``network`` with predicted parameters, BatchNorm on batch statistics."""
     tiles = generator(
         network.architecture,
         network.names,
@@ -162,8 +160,8 @@ def train_ghn(
 
         L = (CE(f_z) + CE(f_z')) / 2 + diversity * cos(f_z, f_z')
 
-    on the flattened logits of the same batch (paper, section on noise GHN). ``start`` is a trained generator's file
-    to warm-start from; the noise inputs it lacks start near zero.
+    on the flattened logits of the same batch (paper, section on noise GHN). ``start`` is a trained
+    generator's file to warm-start from; the noise inputs it lacks start near zero.
     """
     from tqdm.auto import tqdm
 
@@ -178,9 +176,7 @@ def train_ghn(
     average = Average(generator)
     generator.to(device)
     average.generator.to(device)
-    optimizer = torch.optim.AdamW(
-        generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5
-    )
+    optimizer = torch.optim.AdamW(generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5)
     space = Space(generator.classes, train.normalise(train.images[:1]), device)
     first = 0
     state = run.resume()
@@ -239,9 +235,7 @@ def train_ghn(
     return average.generator
 
 
-def _batches(
-    train: Split, batch_size: int, seed: int, first: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(train: Split, batch_size: int, seed: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches from step ``first`` on, the same whether or not a run was interrupted before it."""
     epoch, position = divmod(first, len(train) // batch_size)
     while True:
@@ -318,9 +312,7 @@ def main(arguments: argparse.Namespace) -> None:
     train_ghn(
         arguments.data,
         arguments.run,
-        Schedule(
-            parse_phases(arguments.phases), arguments.lr, arguments.warmup, arguments.batch_size
-        ),
+        Schedule(parse_phases(arguments.phases), arguments.lr, arguments.warmup, arguments.batch_size),
         noise=arguments.noise,
         diversity=arguments.diversity,
         start=arguments.start,

@@ -18,9 +18,7 @@ class BasicBlock(nn.Module):
     a 1x1 convolution.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut = "A"
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut = "A") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)

@@ -28,7 +28,8 @@ def train_zoo(
     """Train one He-initialised ResNet-20 for each seed and keep its final weights.
 
     Writes ``<folder>/<seed>.safetensors`` and one line a network into ``metrics.jsonl``; a seed whose file
-    exists is skipped, one interrupted resumes, so several processes may share the folder, each with its own seeds.
+    exists is skipped, one interrupted resumes, so several processes may share the folder, each with its own
+    seeds.
     """
     folder = Path(folder)
     train, validation, test = (load(data, name) for name in ("train", "validation", "test"))
@@ -40,7 +41,12 @@ def train_zoo(
         model = he_(resnet20(len(train.classes)))
         run = Run(folder / f"run-{seed}")
         train_classifier(
-            model, train, Recipe(phases, lr=lr, warmup=0.15, optimizer="muon"), seed=seed, run=run, description=f"network {seed}"
+            model,
+            train,
+            Recipe(phases, lr=lr, warmup=0.15, optimizer="muon"),
+            seed=seed,
+            run=run,
+            description=f"network {seed}",
         )
         metrics = {
             "seed": seed,
@@ -58,9 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--networks", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.05, help="peak rate of the kernels (Muon)")
-    parser.add_argument(
-        "--phases", default="16x2,24x2,32x3", help="RESOLUTIONxEPOCHS, comma separated"
-    )
+    parser.add_argument("--phases", default="16x2,24x2,32x3", help="RESOLUTIONxEPOCHS, comma separated")
     parser.add_argument("--threads", type=int, help="torch threads")
 
 

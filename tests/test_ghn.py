@@ -1,0 +1,195 @@
+"""The graph hypernetwork against a slow twin, and its verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import ghn_reference as reference
+from torch import nn
+
+import torch_geninit as geninit
+from torch_geninit.generators.features import node_depths
+from torch_geninit.generators.ghn import GraphHyperNetwork, normalised_kernels
+from torch_geninit.generators.trust import distance, profile, summarise
+from torch_geninit.graph.architecture import Architecture, Node, ParameterUse
+from torch_geninit.graph.trace import trace
+from torch_geninit.training.networks import ResNet, resnet20
+
+SIZES = {"width": 16, "rounds": 2, "noise": 3, "hidden": 24, "rank": 12, "channels": 8, "kernel": 5}
+
+
+def card(**more: object) -> dict[str, object]:
+    networks = [ResNet(b, (8, 16), 10) for b in ((1, 1), (2, 1), (2, 3))]
+    seen = summarise(profile(trace(network, torch.zeros(1, 3, 32, 32))) for network in networks)
+    trained = {
+        "primitives": ["conv", "linear", "batch_norm"],
+        "kernels": ["3x3"],
+        "threshold": 0.0,
+        **seen,
+    }
+    return {"kind": "noise-ghn", "sizes": SIZES, "classes": list("abcdefghij"), "trained": trained, **more}
+
+
+@pytest.fixture(scope="module")
+def generator() -> GraphHyperNetwork:
+    torch.manual_seed(0)
+    made = GraphHyperNetwork(card())
+    for parameter in made.parameters():  # biases and gains start near zero and would hide mistakes
+        nn.init.normal_(parameter, std=0.3)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def residual() -> tuple[ResNet, Architecture]:
+    model = ResNet((2, 1), (8, 16), 10)
+    return model, trace(model, torch.zeros(1, 3, 32, 32))
+
+
+def test_depths_are_longest_paths(residual: tuple[ResNet, Architecture]) -> None:
+    found = node_depths(residual[1])
+    for name, expected in reference.depths(residual[1]).items():
+        assert getattr(found, name) == expected, name
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_depths_of_any_graph(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 8))
+    use = ParameterUse("w", "weight", (1, 1))
+    nodes = tuple(
+        Node(
+            "input" if index == 0 else "conv",
+            (1, 1, data.draw(st.sampled_from([4, 8])), 8),
+            (use,) if data.draw(st.booleans()) else (),
+        )
+        for index in range(count)
+    )
+    pairs = [(u, v) for v in range(count) for u in range(v)]
+    edges = tuple(sorted(data.draw(st.sets(st.sampled_from(pairs)))))
+    architecture = Architecture(nodes, edges, 1)
+    found = node_depths(architecture)
+    for name, expected in reference.depths(architecture).items():
+        assert getattr(found, name) == expected, name
+
+
+def test_embedding_matches_the_twin(
+    generator: GraphHyperNetwork, residual: tuple[ResNet, Architecture]
+) -> None:
+    from torch_geninit.generators.features import node_features
+
+    with torch.no_grad():
+        fast = generator.encoder(node_features(residual[1]))
+        torch.testing.assert_close(fast, reference.embed(generator, residual[1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv1", "layer1.0.conv1", "layer2.0.conv1", "layer2.0.conv2"])
+def test_kernels_match_the_twin(
+    generator: GraphHyperNetwork, residual: tuple[ResNet, Architecture], name: str
+) -> None:
+    model, architecture = residual
+    weight = f"{name}.weight"
+    shape = tuple(model.get_parameter(weight).shape)
+    o, i = min(shape[0], 8), min(shape[1], 8)
+    with torch.no_grad():
+        tiles = generator(architecture, [weight])
+        x = reference.embed(generator, architecture)[architecture.uses[weight][0]]
+        x = torch.cat([x, torch.zeros(3)])
+        expected = reference.kernel(generator, x, o, i, (3, 3), shape)
+    torch.testing.assert_close(tiles[weight], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_parameter_does_not_depend_on_which_others_are_asked_for(
+    generator: GraphHyperNetwork, residual: tuple[ResNet, Architecture]
+) -> None:
+    _, architecture = residual
+    with torch.no_grad():
+        together = generator(architecture, list(architecture.uses))
+        for name in ("conv1.weight", "bn1.bias", "fc.weight", "fc.bias", "layer2.0.bn1.weight"):
+            alone = generator(architecture, [name])[name]
+            torch.testing.assert_close(alone, together[name], rtol=1e-5, atol=1e-6)
+
+
+def test_noise_changes_members_and_zero_scale_does_not(generator: GraphHyperNetwork) -> None:
+    def member(seed: int, scale: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        noisy = GraphHyperNetwork(card())
+        noisy.load_state_dict(generator.state_dict())
+        model = ResNet((2, 1), (8, 16), 10)
+        geninit.noise_ghn_(model, seed, pretrained=noisy, noise_scale=scale)
+        return model.layer1[0].conv1.weight.detach().clone()
+
+    assert not torch.equal(member(0, 1.0), member(1, 1.0))
+    assert torch.equal(member(0, 1.0), member(0, 1.0))
+    assert torch.equal(member(0, 0.0), member(1, 0.0))
+
+
+def test_kernel_scale_acts_on_normalised_kernels_alone(residual: tuple[ResNet, Architecture]) -> None:
+    names = normalised_kernels(residual[1])
+    assert names == {n for n, p in residual[0].named_parameters() if p.ndim == 4}
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    assert normalised_kernels(trace(plain, torch.zeros(1, 3, 16, 16))) == {"2.weight"}
+
+
+def test_training_networks_are_at_distance_zero_and_others_are_not() -> None:
+    trained = card()["trained"]
+    inside, reason = distance(profile(trace(ResNet((1, 1), (8, 16)), torch.zeros(1, 3, 32, 32))), trained)
+    assert inside == 0 and "inside" in reason
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    outside, reason = distance(profile(trace(plain, torch.zeros(1, 3, 32, 32))), trained)
+    assert outside > 0 and "trained on" in reason
+
+
+def test_untrusted_network_is_left_alone_with_one_warning(generator: GraphHyperNetwork) -> None:
+    model = resnet20()  # deeper and wider than this card's networks
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    with pytest.warns(geninit.GenInitWarning, match="trained on") as caught:
+        geninit.ghn_(model, pretrained=generator)
+    assert len(caught) == 1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_wide_layers_have_no_equal_filters(generator: GraphHyperNetwork) -> None:
+    wide = dict(card())
+    wide["trained"] = {**wide["trained"], "threshold": 1e9}
+    made = GraphHyperNetwork(wide)
+    made.load_state_dict(generator.state_dict())
+    model = ResNet((1, 1), (20, 40), 10)
+    geninit.ghn_(model, pretrained=made)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 4:
+            rows = parameter.detach().flatten(1)
+            rows = rows / rows.norm(dim=1, keepdim=True)
+            similarity = (rows @ rows.T).abs().fill_diagonal_(0)
+            assert similarity.max() < 0.9999, name
+
+
+def test_file_round_trip_keeps_predictions(generator: GraphHyperNetwork, tmp_path: Path) -> None:
+    from torch_geninit.graph import vocabulary
+
+    full = card(
+        format_version=1,
+        vocabulary={"version": vocabulary.VERSION, "graphs": {}},
+        input={"size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3},
+        licence="MIT",
+    )
+    from torch_geninit.generators.file import write
+
+    made = GraphHyperNetwork(full)
+    made.load_state_dict(generator.state_dict())
+    write(made, tmp_path / "ghn.safetensors", dtype=torch.float32)
+    models = [ResNet((2, 1), (8, 16), 10) for _ in range(2)]
+    geninit.ghn_(models[0], pretrained=made)
+    geninit.ghn_(models[1], pretrained=tmp_path / "ghn.safetensors")
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
