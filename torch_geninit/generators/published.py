@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from torch_geninit.plan import Entry, Plan
 
 
+_BOUNDS = (("family", 2, 3), ("width", 4, 4096), ("kernel", 1, 64), ("layers", 0, 256), ("heads", 0, 256))
+
+
 class _Source(NamedTuple):
     """Where a parameter is decoded from: a node, what the parameter is to it, and whether it is the classifier's."""
 
@@ -50,6 +53,32 @@ class PublishedGHN(WeightGenerator):
     """
 
     kind = "published-ghn"
+
+    @staticmethod
+    def check_card(card: Mapping[str, Any]) -> None:
+        """Check the sizes that a generator is built from, before it is.
+
+        Raises:
+            ValueError: naming the size, what was expected and what was found.
+        """
+        sizes = card["sizes"]
+        for name, low, high in _BOUNDS:
+            value = sizes.get(name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"sizes.{name}: expected an integer from {low} to {high}, got {value!r:.60}")
+        channels = sizes.get("channels")
+        pair = isinstance(channels, list) and len(channels) == 2
+        if not pair or not all(type(n) is int and 1 <= n <= 4096 for n in channels):
+            raise ValueError(f"sizes.channels: expected two integers from 1 to 4096, got {channels!r:.60}")
+        for name in ("virtual_edges", "layer_norm", "weight_norm"):
+            if type(sizes.get(name)) is not bool:
+                raise ValueError(f"sizes.{name}: expected true or false, got {sizes.get(name)!r:.60}")
+        if sizes["width"] % 4 or (sizes["family"] == 3 and sizes["width"] % max(1, sizes["heads"])):
+            raise ValueError(
+                f"sizes.width: expected a multiple of 4 and of sizes.heads, got {sizes['width']} and {sizes['heads']}"
+            )
+        if sizes["family"] == 3 and not (sizes["layers"] and sizes["heads"]):
+            raise ValueError("sizes: a GHN-3 has at least one layer and one head")
 
     def __init__(self, card: Mapping[str, Any]) -> None:
         super().__init__(card)
