@@ -106,15 +106,15 @@ class Decoder(nn.Module):
         mixed = F.gelu(F.linear(u, weight, bias).view(len(u), len(chosen), self.mix))
         coefficients = self.coefficients(mixed)
         templates = self.templates[:, :rows, :columns].flatten(1)
-        tiles = (coefficients @ templates).view(len(u), height, width, rows, columns)
-        gain: Tensor = self.gain(u).exp()
-        return tiles.permute(0, 3, 4, 1, 2) * gain[:, :, None, None, None]
+        scaled: Tensor = (coefficients * self.gain(u).exp()[:, :, None]) @ templates
+        return scaled.view(len(u), height, width, rows, columns).permute(0, 3, 4, 1, 2)
 
     def heads(self, u: Tensor, columns: int) -> Tensor:
         """Decode (L, hidden) to (L, classes, I) classifier tiles of unit scale."""
         coefficients: Tensor = self.head_coefficients(u)
         templates = self.head_templates[:, :, :columns].flatten(1)
-        return (coefficients @ templates).view(len(u), self.classes, columns)
+        tiles: Tensor = (coefficients @ templates).view(len(u), self.classes, columns)
+        return tiles
 
 
 class GraphHyperNetwork(WeightGenerator):
