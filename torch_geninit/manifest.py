@@ -33,7 +33,7 @@ class Record:
 
     Attributes:
         name: what ``pretrained=`` is given.
-        kind: ``"vae"``, ``"ghn"`` or ``"noise-ghn"``.
+        kind: one of :data:`torch_geninit.generators.card.KINDS`.
         filename: of the .safetensors file, in ``torch_geninit/pretrained`` and in the Hub repository.
         sha256: of the file, 64 hex digits.
         size: of the file, in bytes.

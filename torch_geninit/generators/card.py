@@ -15,6 +15,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "vae": ("torch_geninit.generators.vae", "SliceVAEs"),
     "ghn": ("torch_geninit.generators.ghn", "GraphHyperNetwork"),
     "noise-ghn": ("torch_geninit.generators.ghn", "GraphHyperNetwork"),
+    "published-ghn": ("torch_geninit.generators.published", "PublishedGHN"),
 }
 """Kind of generator -> module and class, imported only when a file asks for it."""
 
