@@ -85,6 +85,7 @@ def _is_special(cls: type) -> bool:
 # --- running a copy ---------------------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)
 def _run(model: nn.Module, example_inputs: Any) -> tuple[dict[int, Leaf], list[Tensor]]:
     problems = []
     for device in ("meta", "cpu"):
@@ -107,7 +108,6 @@ def _run(model: nn.Module, example_inputs: Any) -> tuple[dict[int, Leaf], list[T
 def _forward(clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: str) -> list[Tensor]:
     with (
         torch.random.fork_rng(devices=[]),
-        torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         ShapesOnly() if device == "meta" else nullcontext(),

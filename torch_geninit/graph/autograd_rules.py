@@ -480,14 +480,16 @@ def _add_input(graph: Graph, first: list[int], *, single: bool = False) -> None:
 def _sort(graph: Graph) -> None:
     """Sort topologically, the input first.
 
-    Where a layer is used twice the walk has closed a cycle, on which the originals give up sorting: it is cut before
-    the vertex that was walked last, the nearest to the input.
+    Where a layer is used twice the walk has closed a cycle, on which the originals give up sorting: it is cut where
+    the rest of the network enters it.
     """
     for i in range(len(graph)):
         graph.unlink(i, i)
     while len(order := graph.generations()) < len(graph):
-        first = max(i for i in set(range(len(graph))) - set(order) if i in _reachable(graph.after, graph.after[i]))
-        for source in graph.before[first] & _reachable(graph.after, {first}):
-            graph.unlink(source, first)
+        sorted_ = set(order)
+        circular = [i for i in range(len(graph)) if i in _reachable(graph.after, graph.after[i])]
+        entry = max(circular, key=lambda i: (bool(graph.before[i] & sorted_), i))
+        for source in graph.before[entry] & _reachable(graph.after, {entry}):
+            graph.unlink(source, entry)
     start = len(graph) - 1
     graph.reorder([start, *(i for i in order if i != start)])
