@@ -118,14 +118,9 @@ def parse(text: bytes | str, where: str = FILENAME) -> tuple[Record, ...]:
         raise ManifestError(f"{where}: {error}") from error
     records: dict[str, Record] = {}
     for index, entry in enumerate(generators):
-        name = entry.get("name") if isinstance(entry, dict) else None
-        label = repr(name[:100]) if isinstance(name, str) else f"number {index}"
-        try:
-            record = _record(entry)
-            if record.name in records:
-                raise ValueError("field 'name': two records have this name")
-        except ValueError as error:
-            raise ManifestError(f"{where}: record {label}: {error}") from error
+        record = _record(entry, where, f"number {index}")
+        if record.name in records:
+            raise ManifestError(f"{where}: record {record.name!r}: field 'name': two records have this name")
         records[record.name] = record
     return tuple(records.values())
 
@@ -137,11 +132,11 @@ def update(record: Record, path: str | os.PathLike[str] | None = None) -> None:
         ManifestError: if the manifest or the new record breaks the schema; the file is then unchanged.
     """
     path = locate() if path is None else Path(path)
+    _record(asdict(record), str(path), "new")
     records = {old.name: old for old in read(path)} | {record.name: record}
     text = (
         json.dumps({"schema": SCHEMA, "generators": [asdict(r) for r in records.values()]}, indent=2) + "\n"
     )
-    parse(text, str(path))
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.write_text(text, encoding="utf-8")
@@ -160,12 +155,17 @@ def _fields(entry: Any, names: tuple[str, ...]) -> None:
         raise ValueError(f"unknown field {unknown[0][:100]!r}; the schema has {', '.join(names)}")
 
 
-def _record(entry: Any) -> Record:
-    _fields(entry, tuple(field.name for field in fields(Record)))
-    for name, check in _CHECKS.items():
-        check(f"field {name!r}", entry[name])
-    if (entry["repo_id"] is None) != (entry["revision"] is None):
-        raise ValueError("fields 'repo_id' and 'revision': expected both or neither to be null")
+def _record(entry: Any, where: str, label: str) -> Record:
+    if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+        label = repr(entry["name"][:100])
+    try:
+        _fields(entry, tuple(field.name for field in fields(Record)))
+        for name, check in _CHECKS.items():
+            check(f"field {name!r}", entry[name])
+        if (entry["repo_id"] is None) != (entry["revision"] is None):
+            raise ValueError("fields 'repo_id' and 'revision': expected both or neither to be null")
+    except ValueError as error:
+        raise ManifestError(f"{where}: record {label}: {error}") from error
     return Record(**entry)
 
 

@@ -42,11 +42,8 @@ def export(
     machine: str,
     numbers: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
-    folder: str | Path = manifest.SHIPPED,
-    manifest_path: str | Path | None = None,
-    cards: str | Path = CARDS,
 ) -> manifest.Record:
-    """Write ``generator`` to ``<folder>/<name>.safetensors``, into the manifest, and its model card.
+    """Write ``generator`` to ``pretrained/<name>.safetensors``, into the manifest, and its model card.
 
     The record is that of an unpublished generator, since its content is new; ``publish`` completes it.
 
@@ -55,9 +52,6 @@ def export(
         name: what users will pass as ``pretrained=``.
         training_data, command, seed, duration_seconds, machine, numbers: fields of the manifest's record.
         dtype: of the tensors in the file.
-        folder: where the file goes.
-        manifest_path: the manifest to write, by default the package's own.
-        cards: folder of model cards.
 
     Returns:
         The manifest's new record.
@@ -65,7 +59,7 @@ def export(
     Raises:
         ValueError: if the card, a value or a field is not valid; nothing is then changed.
     """
-    path = Path(folder) / f"{name}.safetensors"
+    path = manifest.SHIPPED / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}")
     try:
@@ -91,11 +85,11 @@ def export(
             duration_seconds=round(duration_seconds, 1),
             machine=machine,
         )
-        manifest.update(record, manifest_path)
+        manifest.update(record)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
-    model_card.write(record, Path(cards) / f"{name}.md")
+    model_card.write(record, CARDS / f"{name}.md")
     return record
 
 
