@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import types
 import weakref
 from collections import OrderedDict
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _torch_module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 StandIn = Callable[[Tensor], Tensor]
+Memo = dict[int, Any]
 
 _HOOKS = frozenset(
     {
@@ -23,7 +26,6 @@ _HOOKS = frozenset(
         "_forward_hooks",
         "_forward_hooks_with_kwargs",
         "_forward_hooks_always_called",
-        "_forward_pre_hooks",
         "_forward_pre_hooks_with_kwargs",
         "_state_dict_hooks",
         "_state_dict_pre_hooks",
@@ -31,16 +33,28 @@ _HOOKS = frozenset(
         "_load_state_dict_post_hooks",
     }
 )
-_ATOMS = (int, float, bool, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
+_ATOMS = frozenset((int, float, bool, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size))
+# What may lead from a closure to a module.
+_LEADING_ON = (
+    nn.Module,
+    Tensor,
+    types.FunctionType,
+    types.MethodType,
+    functools.partial,
+    weakref.ref,
+    list,
+    tuple,
+    dict,
+)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module that a compiled or data-parallel wrapper calls; any other module as it is."""
+    """Return the module that compiled or data-parallel wrappers call in the end."""
     while True:
         if isinstance(module, DataParallel | DistributedDataParallel):
             module = module.module
-        elif "_orig_mod" in module._modules and type(module).__name__ == "OptimizedModule":
-            module = module._modules["_orig_mod"]  # type: ignore[assignment]
+        elif type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules:
+            module = module.get_submodule("_orig_mod")
         else:
             return module
 
@@ -48,100 +62,136 @@ def unwrap(module: nn.Module) -> nn.Module:
 def clone_structure(model: nn.Module, stand_in: StandIn) -> tuple[nn.Module, dict[int, Tensor]]:
     """Copy the modules of ``model`` with ``stand_in(tensor)`` in the place of every tensor.
 
-    Hooks, compiled implementations and wrappers are left out, except the hooks of ``torch.nn.utils`` that compute a
+    Hooks, compiled implementations and wrappers are left out, but not the hooks of ``torch.nn.utils`` that compute a
     weight (weight_norm, spectral_norm, pruning). The clone is in eval mode.
 
     Returns:
         The clone, and id of tensor -> its stand-in, for every registered parameter and buffer.
     """
     modules = list(model.modules())
-    memo: dict[int, Any] = {}
+    inner = {id(module): unwrap(module) for module in modules}
+    own = [module for module in modules if inner[id(module)] is module]
+    plain = [module for module in own if not isinstance(module, torch.jit.ScriptModule)]
+    memo: Memo = {}
     tensors: dict[int, Tensor] = {}
-    for module in modules:
-        for group in (module._parameters, module._buffers):
-            for tensor in group.values():
-                if tensor is not None and id(tensor) not in tensors:
-                    memo[id(tensor)] = tensors[id(tensor)] = stand_in(tensor)
-    plain = []
-    for module in modules:
-        if unwrap(module) is not module or id(module) in memo:
-            continue
-        if _copies_itself(module):
-            continue
-        memo[id(module)] = type(module).__new__(type(module))
-        plain.append(module)
     with _StandInCopies(stand_in):
-        for module in modules:
-            if id(module) not in memo and unwrap(module) is module:
-                memo[id(module)] = copy.deepcopy(module, memo)
-        for module in modules:
-            if unwrap(module) is not module:
-                memo[id(module)] = memo[id(unwrap(module))]
         for module in plain:
-            state = memo[id(module)].__dict__
-            for key, value in module.__dict__.items():
-                state[key] = _copy_attribute(key, value, memo)
-            state["training"] = False
-            if "_compiled_call_impl" in state:
-                state["_compiled_call_impl"] = None
-    return memo[id(unwrap(model))], tensors
+            memo[id(module)] = object.__new__(type(module))
+            for group in (module._parameters, module._buffers):
+                for tensor in group.values():
+                    if tensor is not None and id(tensor) not in tensors:
+                        memo[id(tensor)] = tensors[id(tensor)] = _stand_in(tensor, stand_in, memo)
+        for module in own:
+            if id(module) not in memo:
+                memo[id(module)] = copied = copy.deepcopy(module, memo)
+                for old, new in zip(module.parameters(), copied.parameters(), strict=True):
+                    tensors[id(old)] = new
+        memo.update((identity, memo[id(module)]) for identity, module in inner.items())
+        for module in plain:
+            _fill(memo[id(module)].__dict__, module.__dict__, memo)
+    clone: nn.Module = memo[id(inner[id(model)])]
+    set_training(clone, False)
+    if _torch_module._global_forward_hooks or _torch_module._global_forward_pre_hooks:
+        _bypass_hooks(clone)
+    return clone, tensors
 
 
-def _copies_itself(module: nn.Module) -> bool:
-    """Whether a class (a scripted module, an fx graph module) says how its objects are copied."""
-    kind = type(module)
-    if any("__deepcopy__" in base.__dict__ for base in kind.__mro__):
-        return not any(base.__name__ == "FSDPModule" for base in kind.__mro__)
-    return kind.__reduce_ex__ is not object.__reduce_ex__
+def copy_values(value: Any, stand_in: StandIn) -> Any:
+    """Copy nested containers and objects with ``stand_in(tensor)`` in the place of every tensor."""
+    with _StandInCopies(stand_in):
+        return copy.deepcopy(value)
 
 
-def _copy_attribute(key: str, value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _ATOMS):
+def set_training(clone: nn.Module, mode: bool) -> None:
+    """Set the mode of every module, whatever their own ``train`` methods do."""
+    for module in clone.modules():
+        module.training = mode
+
+
+def _stand_in(tensor: Tensor, stand_in: StandIn, memo: Memo) -> Tensor:
+    new = stand_in(tensor)
+    if getattr(tensor, "__dict__", None):
+        new.__dict__.update(_copy_value(tensor.__dict__, memo))
+    return new
+
+
+def _fill(state: dict[str, Any], original: Mapping[str, Any], memo: Memo) -> None:
+    for key, value in original.items():
+        if type(value) in _ATOMS:
+            state[key] = value
+        elif key in ("_modules", "_parameters", "_buffers"):
+            state[key] = type(value)((k, None if v is None else memo[id(v)]) for k, v in value.items())
+        elif key in _HOOKS:
+            state[key] = OrderedDict()
+        elif key == "_forward_pre_hooks":
+            state[key] = OrderedDict(
+                (k, copy.deepcopy(hook, memo))
+                for k, hook in value.items()
+                if type(hook).__module__.startswith("torch.nn.utils")
+            )
+        elif key == "_compiled_call_impl":
+            state[key] = None
+        else:
+            state[key] = _copy_value(value, memo)
+
+
+def _copy_value(value: Any, memo: Memo) -> Any:
+    """Copy deeply, and unlike ``copy.deepcopy`` look into closures and weak references for what they refer to."""
+    kind = type(value)
+    if kind in _ATOMS:
         return value
-    if key in ("_modules", "_parameters", "_buffers"):
-        return type(value)((name, None if item is None else memo[id(item)]) for name, item in value.items())
-    if key in _HOOKS:
-        if key != "_forward_pre_hooks" or not value:
-            return OrderedDict()
-        kept = [(n, h) for n, h in value.items() if type(h).__module__.startswith("torch.nn.utils")]
-        return OrderedDict((name, copy.deepcopy(hook, memo)) for name, hook in kept)
-    if isinstance(value, weakref.ref):
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is list or kind is tuple:
+        return kind(_copy_value(item, memo) for item in value)
+    if kind is dict:
+        return {key: _copy_value(item, memo) for key, item in value.items()}
+    if kind is types.FunctionType:
+        return _rebind(value, memo) if value.__closure__ else value
+    if kind is types.MethodType:
+        return types.MethodType(value.__func__, _copy_value(value.__self__, memo))
+    if kind is weakref.ref:
         target = value()
         return weakref.ref(memo[id(target)]) if id(target) in memo else value
-    if isinstance(value, types.FunctionType) and value.__closure__:
-        return _rebind(value, memo)
     try:
         return copy.deepcopy(value, memo)
-    except Exception:
-        # Locks, process groups, open files: nothing that a forward pass would leave a tensor on.
+    except Exception:  # noqa: BLE001
+        # Locks, process groups, open files: nothing on which a forward pass leaves a tensor.
         return value
 
 
-def _rebind(function: types.FunctionType, memo: Mapping[int, Any]) -> types.FunctionType:
+def _rebind(function: types.FunctionType, memo: Memo) -> types.FunctionType:
     """Copy a closure so that it sees the clone where it saw the model."""
-    cells = []
-    for cell in function.__closure__ or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # an empty cell
-            cells.append(cell)
-            continue
-        if id(content) in memo:
-            cells.append(types.CellType(memo[id(content)]))
-        elif isinstance(content, types.MethodType) and id(content.__self__) in memo:
-            cells.append(types.CellType(types.MethodType(content.__func__, memo[id(content.__self__)])))
-        else:
-            cells.append(cell)
+    cells = function.__closure__ or ()
+    new = tuple(types.CellType() for _ in cells)
     rebound = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, new
     )
     rebound.__kwdefaults__ = function.__kwdefaults__
     rebound.__dict__.update(function.__dict__)
+    memo[id(function)] = rebound
+    for cell, copied in zip(cells, new, strict=True):
+        try:
+            content = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+        copied.cell_contents = _copy_value(content, memo) if isinstance(content, _LEADING_ON) else content
     return rebound
 
 
+def _bypass_hooks(clone: nn.Module) -> None:
+    """Call forward directly, since hooks for all modules of the process would see the clone."""
+    for module in clone.modules():
+        if not module._forward_pre_hooks and "_compiled_call_impl" in vars(nn.Module):
+            module._compiled_call_impl = functools.partial(_forward, weakref.ref(module))
+
+
+def _forward(module: weakref.ref[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    return module().forward(*args, **kwargs)  # type: ignore[union-attr]
+
+
 class _StandInCopies(TorchFunctionMode):
-    """Make ``copy.deepcopy`` of a tensor that is no parameter or buffer return its stand-in."""
+    """Make ``copy.deepcopy`` of a tensor return its stand-in."""
 
     def __init__(self, stand_in: StandIn) -> None:
         super().__init__()
@@ -155,16 +205,16 @@ class _StandInCopies(TorchFunctionMode):
             if id(tensor) not in memo:
                 memo[id(tensor)] = self.stand_in(tensor)
             return memo[id(tensor)]
-        if getattr(func, "__name__", "") == "clone" and args[0].device.type != "meta":
-            return self.stand_in(args[0])  # a Parameter that is not registered copies itself by clone
+        if func is Tensor.clone:  # how a Parameter copies itself
+            return self.stand_in(args[0])
         return func(*args, **(kwargs or {}))
 
 
-def tensors_in(value: Any, depth: int = 6) -> Iterator[Tensor]:
+def tensors_in(value: Any, depth: int = 8) -> Iterator[Tensor]:
     """Yield the tensors of nested containers, dataclasses and plain objects, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, _ATOMS) or depth == 0 or isinstance(value, nn.Module):
+    elif type(value) in _ATOMS or isinstance(value, nn.Module) or depth == 0:
         return
     elif isinstance(value, Mapping):
         for item in value.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -47,31 +47,38 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
-def guesses(model: nn.Module, batch: int = 1) -> Iterator[Inputs]:
-    """Yield inputs that a model may take, the likeliest first, judging by its layers.
+def guesses(model: nn.Module, batch: int = 1) -> list[Inputs]:
+    """Return inputs that a model may take, the likeliest first, judging by its layers.
 
     The first layer with weights decides: an image (or signal, or volume) with the channels of a convolution, the
-    features of a linear or recurrent layer, or tokens for an embedding. The tensors are on the meta device.
+    features of a linear or recurrent layer, or tokens for an embedding. What a model says itself goes before that
+    (``default_cfg``, ``image_size``), images of three channels and ``dummy_inputs`` come after it.
     """
+    shapes: list[tuple[int, ...]] = []
+    tokens = False
     for module in model.modules():
         if isinstance(module, _ConvNd):
-            yield from _images(model, module, batch)
-            return
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            yield _tensor((batch, _TOKENS), torch.int64)
-            return
-        if isinstance(module, nn.Linear):
-            yield _tensor((batch, module.in_features))
-            yield _tensor((batch, _TOKENS, module.in_features))
-            return
-        if isinstance(module, nn.RNNBase):
-            shape = (batch, _TOKENS) if module.batch_first else (_TOKENS, batch)
-            yield _tensor((*shape, module.input_size))
-            return
-        if isinstance(module, nn.MultiheadAttention):
-            shape = (batch, _TOKENS) if module.batch_first else (_TOKENS, batch)
-            yield _tensor((*shape, module.embed_dim))
-            return
+            shapes = [(module.in_channels, *size) for size in _image_sizes(model, module)]
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            tokens = True
+        elif isinstance(module, nn.Linear):
+            shapes = [(module.in_features,), (_TOKENS, module.in_features)]
+        elif isinstance(module, nn.RNNBase):
+            shapes = [(_TOKENS, module.input_size)]
+        elif isinstance(module, nn.MultiheadAttention):
+            shapes = [(_TOKENS, module.embed_dim)]
+        if shapes or tokens:
+            break
+    else:
+        return []
+    if tokens:
+        return [_tensor((batch, _TOKENS), torch.int64), *_declared(model)]
+    found = [_tensor((batch, *shape)) for shape in dict.fromkeys((*_own_shape(model, shapes[0]), *shapes))]
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
+        found = [_tensor((_TOKENS, batch, shapes[0][-1]))]
+    elif not isinstance(module, _ConvNd) or module.in_channels > 4:
+        found += [_tensor((batch, 3, size, size)) for size in (224, 256)]
+    return [*found, *_declared(model)]
 
 
 def _tensor(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Inputs:
@@ -79,8 +86,8 @@ def _tensor(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Input
     return Inputs((value,), {}, describe(value))
 
 
-def _images(model: nn.Module, stem: _ConvNd, batch: int) -> Iterator[Inputs]:
-    """Yield images by the size that the stem looks made for: 32 x 32 where it keeps the resolution, 224 otherwise."""
+def _image_sizes(model: nn.Module, stem: _ConvNd) -> list[tuple[int, ...]]:
+    """Return sizes that the stem looks made for: 32 x 32 where it keeps the resolution, 224 x 224 otherwise."""
     space = len(stem.kernel_size)
     if space == 1:
         sizes: tuple[int, ...] = (128, 1024, 16000)
@@ -90,29 +97,25 @@ def _images(model: nn.Module, stem: _ConvNd, batch: int) -> Iterator[Inputs]:
         reduces = stem.stride[0] > 1 or stem.kernel_size[0] >= 7
         deep = sum(isinstance(module, _POOLS) for module in model.modules()) >= 5
         sizes = (224, 32, 299, 256, 64, 28) if reduces or deep else (32, 224, 28, 64, 256)
-    own = _own_size(model)
-    for size in dict.fromkeys((*own, *sizes)):
-        yield _tensor((batch, stem.in_channels, *[size] * space))
+    return [(size,) * space for size in sizes]
 
 
-def _own_size(model: nn.Module) -> tuple[int, ...]:
-    """Return the image size that a model names itself, as vision transformers do."""
+def _own_shape(model: nn.Module, guess: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the image shape that a model names itself, as many vision models do."""
+    config = getattr(model, "default_cfg", None)
+    shape = config.get("input_size") if isinstance(config, Mapping) else None
+    if isinstance(shape, tuple | list) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
+        return [tuple(shape)]
     size = getattr(model, "image_size", None)
-    if isinstance(size, tuple | list) and size:
-        size = size[0]
-    return (size,) if isinstance(size, int) and not isinstance(size, bool) and size > 0 else ()
+    size = size[0] if isinstance(size, tuple | list) and size else size
+    channels = guess[0] if len(guess) == 3 and guess[0] <= 4 else 3
+    return [(channels, size, size)] if type(size) is int and size > 0 else []
 
 
-def without_data(inputs: Inputs, stand_in: Callable[[Tensor], Tensor]) -> Inputs:
-    """Replace every tensor of the arguments by its stand-in."""
-
-    def swap(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return stand_in(value)
-        if type(value) in (list, tuple):
-            return type(value)(swap(item) for item in value)
-        if type(value) is dict:
-            return {name: swap(item) for name, item in value.items()}
-        return value
-
-    return Inputs(swap(inputs.args), swap(dict(inputs.kwargs)), inputs.text)
+def _declared(model: nn.Module) -> list[Inputs]:
+    """Return the inputs that a model gives as an example itself."""
+    try:
+        inputs = getattr(model, "dummy_inputs", None)
+    except Exception:  # noqa: BLE001 - a property of somebody's class
+        return []
+    return [given(inputs)] if isinstance(inputs, Mapping) and inputs else []

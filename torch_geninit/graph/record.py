@@ -153,6 +153,16 @@ class Recorder(TorchDispatchMode):
             self._folded = index
         return index
 
+    def without_data(self, value: Any) -> Any:
+        """Replace every tensor with data in nested lists and tuples by a meta tensor that is the same value."""
+        if isinstance(value, Tensor) and not value.is_meta:
+            stand_in = like(value)
+            self.assign([stand_in], self.value(value))
+            return stand_in
+        if type(value) in (list, tuple):
+            return type(value)(self.without_data(item) for item in value)
+        return value
+
     def sources(self, value: Value) -> list[int]:
         """Return the nodes behind a value that is data to an operation; a parameter becomes a token."""
         if value is None:
@@ -191,7 +201,7 @@ class Recorder(TorchDispatchMode):
                 roles[name] = f"{role}_g"
             elif name.endswith(("original1", "weight_v")):
                 roles[name] = f"{role}_v"
-            elif self.shapes[name] == shape and role not in roles.values():
+            elif sorted(self.shapes[name]) == sorted(shape) and role not in roles.values():
                 roles[name] = role
         return roles
 
@@ -204,8 +214,8 @@ class Recorder(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             operation = _OPERATIONS.get(func) or _describe(func)
             rule = operation.rule
-            if rule == "view" and not kwargs and args[0].is_meta:
-                result = func(*args)
+            if rule == "view":
+                result = func(*args, **kwargs) if kwargs else func(*args)
                 if self._folded is not None:
                     self._unfold(args[0], result)
                 return result
@@ -242,6 +252,9 @@ class Recorder(TorchDispatchMode):
             outputs = []
         for name in operation.written:
             outputs.extend(tensors_in(arguments.get(name)))
+        if operation.written:
+            # A weight that is normalised in place stays that weight.
+            outputs = [output for output in outputs if not self.is_parameter(output)]
         if outputs:
             call = Call(operation, operands, arguments, outputs)
             self.assign(outputs, self.rules[operation.rule](self, call))

@@ -85,8 +85,9 @@ def _linear(recorder: Recorder, call: Call) -> Value:
     if not sources:
         weight = operands[-1]
         layer = isinstance(weight[2], tuple) and name in _MATRIX_PRODUCTS
-        if not layer or not (name == "addmm" or _transposed(weight[1])):
-            return arithmetic(call.operands)
+        stored = recorder.is_parameter(weight[1]) and _transposed(weight[1])
+        if not layer or not (name == "addmm" or stored):
+            return arithmetic(call.operands)  # as in a weight of low rank
         parameters = [weight]
     if not parameters:
         uses = recorder.uses(added, "bias")

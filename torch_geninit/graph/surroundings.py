@@ -57,14 +57,16 @@ def _unrecorded(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: di
 
 
 def _recurrent(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    result = _unrecorded(recorder, func, args, kwargs)
-    if recorder.muted:
-        return result
-    if func.__name__.endswith("_cell"):
-        weights = args[2:]
+    if kwargs or recorder.muted:
+        return func(*args, **kwargs)
+    if func.__name__.endswith("_cell"):  # (input, state, weights ...)
+        data, weights, directions = args[:2], args[2:], 1
     else:  # (input, state, weights, ...) or (data, batch sizes, state, weights, ...)
         place = 3 if isinstance(args[3], list | tuple) else 2
-        weights, args = args[place], (*args[:place], *args[place + 1 :])
+        data, weights, directions = args[:place], args[place], 1 + bool(args[place + 5])
+    result = _recurrent_shapes(func, data, weights[0], directions) if recorder.meta else None
+    if result is None:
+        result = _unrecorded(recorder, func, recorder.without_data(args) if recorder.meta else args, kwargs)
     uses = []
     for tensor in tensors_in(weights):
         value = recorder.value(tensor)
@@ -73,12 +75,22 @@ def _recurrent(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
             if role not in _ROLES:
                 role = "weight" if tensor.ndim > 1 else "bias"
             uses.append(ParameterUse(name, role, recorder.shapes[name]))
-    data = args[:2] if func.__name__.endswith("_cell") else args
     sources = recorder.data(("data", tensor, recorder.value(tensor)) for tensor in tensors_in(data))
     outputs = list(tensors_in(result))
     node = recorder.add("recurrent", tuple(outputs[0].shape), sources, uses, None, func.__name__)
     recorder.assign(outputs, node)
     return result
+
+
+def _recurrent_shapes(func: Any, data: tuple[Any, ...], weight: Tensor, directions: int) -> Any:
+    """Return what a recurrent layer returns on meta tensors, without its hundreds of time steps."""
+    x, states = data[0], data[-1] if isinstance(data[-1], list | tuple) else [data[-1]]
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        return None
+    last = [torch.empty(state.shape, device="meta") for state in states]
+    if func.__name__.endswith("_cell"):
+        return tuple(last) if len(last) > 1 else last[0]
+    return torch.empty((*x.shape[:-1], directions * states[0].shape[-1]), device="meta"), *last
 
 
 def _attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from torch_geninit.graph.architecture import Architecture, Shape
-from torch_geninit.graph.clone import clone_structure, tensors_in
-from torch_geninit.graph.inputs import Inputs, given, guesses, without_data
+from torch_geninit.graph.clone import clone_structure, copy_values, set_training, tensors_in
+from torch_geninit.graph.inputs import Inputs, given, guesses
 from torch_geninit.graph.record import Recorder
 from torch_geninit.graph.draft import Draft, assemble
 from torch_geninit.graph.rewrite import simplify
@@ -68,7 +68,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
 def _record(
     model: nn.Module, names: dict[int, str], example_inputs: Any
 ) -> tuple[list[Draft], list[str]]:
-    candidates = [given(example_inputs)] if example_inputs is not None else list(guesses(model))
+    candidates = [given(example_inputs)] if example_inputs is not None else guesses(model)
     if not candidates:
         raise TraceError(
             f"can't guess the inputs of {type(model).__name__}: it has no layer to judge by; "
@@ -77,7 +77,7 @@ def _record(
     inputs, drafts = _first(model, names, candidates, example_inputs is not None)
     missing = _unreached(drafts, names)
     if missing:
-        more = candidates if example_inputs is not None else list(guesses(model, batch=2))
+        more = candidates if example_inputs is not None else guesses(model, batch=2)
         try:
             _, trained = _first(model, names, more, True, training=True)
         except TraceError:
@@ -133,14 +133,12 @@ def _run(
     recorder = Recorder(meta=meta, shapes=shapes, rules=RULES_OF_KIND)
     for identity, name in names.items():
         recorder.own(tensors[identity], name)
-    if training:
-        for module in clone.modules():
-            module.training = True
-    arguments = without_data(inputs, stand_in)
-    for tensor in tensors_in([*arguments.args, *arguments.kwargs.values()]):
+    set_training(clone, training)
+    args, kwargs = copy_values((inputs.args, dict(inputs.kwargs)), stand_in)
+    for tensor in tensors_in([*args, *kwargs.values()]):
         recorder.enter(tensor)
     with recorder, Surroundings(recorder):
-        output = clone(*arguments.args, **arguments.kwargs)
+        output = clone(*args, **kwargs)
     recorder.leave(tensors_in(output))
     return recorder.drafts
 
@@ -195,4 +193,6 @@ def _ambient() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and importing it takes a second
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

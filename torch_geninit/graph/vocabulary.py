@@ -101,11 +101,11 @@ RULES: Final[dict[str, str]] = _table(
     silu="silu",
     sigmoid="sigmoid",
     tanh="tanh",
-    activation="""abs absolute acos asin atan ceil celu clamp clamp_max clamp_min clip cos cosh elu erf erfc exp exp2
+    activation="""abs absolute acos acosh asin asinh atan atanh atan2 ceil celu clamp clamp_max clamp_min clip cos cosh elu erf erfc exp exp2
         expm1 floor glu hardshrink hardsigmoid hardswish hardtanh leaky_relu log log10 log1p log2 log_sigmoid
         log_sigmoid_forward mish _prelu_kernel prelu pow reciprocal round rrelu rrelu_with_noise
-        rrelu_with_noise_functional rsqrt selu sgn sign sin sinc softplus softshrink sqrt square threshold
-        cumsum cumprod""",
+        rrelu_with_noise_functional rsqrt selu sgn sign sin sinc sinh softplus softshrink sqrt square threshold
+        tan trunc frac erfinv lgamma digamma i0 logit nan_to_num cumsum cumprod""",
     affine="neg negative positive",
     constant="""arange empty empty_strided eye full linspace logspace new_empty new_empty_strided new_full new_ones
         new_zeros ones rand randint randn randperm scalar_tensor zeros tril_indices triu_indices empty_like
