@@ -109,7 +109,7 @@ class PublishedGHN(WeightGenerator):
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
         if architecture is None or entry.name not in architecture.uses:
             return "not in the graph that the published hypernetworks read"
-        if any(node.attribute("primitive") is None for node in architecture.nodes[:-1]):
+        if architecture.nodes[architecture.uses[entry.name][0]].attribute("primitive") is None:
             raise ValueError(
                 "graph= was not made for this generator: a published hypernetwork reads a graph of its own. Leave "
                 "graph= out, or pass what its own trace(model, example_inputs) returns"
@@ -140,7 +140,7 @@ class PublishedGHN(WeightGenerator):
         )
         return {
             entry.name: Tile(
-                values[entry.name],
+                _widened(values[entry.name], entry.shape),
                 entry.shape,
                 scale=scale(entry.shape) if self.weight_norm and len(entry.shape) > 1 else 1.0,
                 name=entry.canonical,
@@ -212,3 +212,11 @@ class PublishedGHN(WeightGenerator):
                     last = last and node.op not in ("batch_norm", "layer_norm")
                 sources.setdefault(use.name, _Source(own, use.role, last))
         return sources
+
+
+def _widened(value: Tensor, shape: Shape) -> Tensor:
+    """Repeat a block to the parameter's full width: few wide copies are written twice as fast as many small ones."""
+    if len(shape) < 2 or value.shape[1] >= shape[1]:
+        return value
+    copies = -(-shape[1] // value.shape[1])
+    return torch.cat([value] * copies, 1)[:, : shape[1]].contiguous()
