@@ -56,11 +56,10 @@ class KernelDecoder(nn.Module):
         u = self._positions(x, height, width)
         result: list[Tensor] = [x] * len(shapes)
         for (out, in_), rows in groups.items():
-            weight, bias = self._last(out, in_)
             step = max(1, CHUNK // (out * in_ * height * width))
             for first in range(0, len(rows), step):
                 part = rows[first : first + step]
-                values = torch.addmm(bias[:, None], weight, u[part].flatten(0, 1).T)
+                values = self._project(u[part].flatten(0, 1).T, out, in_)
                 values = values.view(out, in_, len(part), height, width).permute(2, 0, 1, 3, 4).contiguous()
                 for row, value in zip(part, values.unbind(), strict=True):
                     result[row] = self._resize(value, shapes[row])
@@ -68,9 +67,8 @@ class KernelDecoder(nn.Module):
 
     def classifier(self, x: Tensor, columns: int) -> Tensor:
         """Decode the (classes, min(columns, in)) matrix of a classifier from one embedding (1, width)."""
-        out, in_ = self.channels[0], min(columns, self.channels[1])
-        weight, bias = self._last(out, in_)
-        full = (weight @ self._positions(x, 1, 1).view(-1) + bias).view(out, in_)
+        u = self._positions(x, 1, 1).view(-1, 1)
+        full = self._project(u, self.channels[0], min(columns, self.channels[1]))[:, :, 0]
         logits: Tensor = self.class_layer_predictor(full.T)
         return logits.T.contiguous()
 
@@ -78,12 +76,12 @@ class KernelDecoder(nn.Module):
         """Hidden state (rows, height * width, 8 * width) of the kernel positions asked for."""
         rows = self._crop(height)
         columns = self._crop(width)
-        fc = self.fc[0]
+        fc = self._linear(self.fc, 0)
         size = (-1, self.kernel, self.kernel)
         weight = fc.weight.view(*size, x.shape[1])[:, rows, columns].flatten(0, 2)
         f = F.relu(F.linear(x, weight, fc.bias.view(size)[:, rows, columns].flatten()))
         hidden = f.view(len(x), -1, height * width).transpose(1, 2)
-        return F.relu(self.conv[0](hidden))
+        return F.relu(self._linear(self.conv, 0)(hidden))
 
     def _crop(self, side: int) -> slice:
         if not self.centred:
@@ -91,10 +89,20 @@ class KernelDecoder(nn.Module):
         start = max(0, self.kernel // 2 - side // 2)
         return slice(start, start + side)
 
-    def _last(self, out: int, in_: int) -> tuple[Tensor, Tensor]:
-        layer = self.conv[2]
+    def _project(self, u: Tensor, out: int, in_: int) -> Tensor:
+        """Map hidden states (8 * width, m) to (out, in, m), the first rows and columns of all channels."""
+        layer = self._linear(self.conv, 2)
         weight = layer.weight.view(*self.channels, -1)[:out, :in_]
-        return weight.flatten(0, 1), layer.bias.view(self.channels)[:out, :in_].flatten()
+        bias = layer.bias.view(self.channels)[:out, :in_, None]
+        if in_ == self.channels[1]:
+            return torch.addmm(bias.flatten(0, 1), weight.flatten(0, 1), u).view(out, in_, -1)
+        # as a batch, since the rows don't lie together and copying them would take longer than the product
+        return torch.bmm(weight, u.expand(out, -1, -1)).add_(bias)
+
+    @staticmethod
+    def _linear(layers: nn.Sequential, index: int) -> nn.Linear:
+        layer: nn.Linear = layers[index]  # type: ignore[assignment]
+        return layer
 
     def _resize(self, value: Tensor, shape: Shape) -> Tensor:
         """Make a kernel that is larger than the decoder's from the largest that it has."""
@@ -151,7 +159,7 @@ def scale(shape: Shape) -> float:
     if len(shape) > 2 and shape[0] == 1 and shape[2] >= 11:
         return 1.0
     beta = 1 if len(shape) > 2 and (shape[1] == 1 or shape[2] < (*shape, 0)[3]) else 2
-    return (beta / prod(shape[1:])) ** 0.5
+    return float((beta / prod(shape[1:])) ** 0.5)
 
 
 def squash(value: Tensor, role: str) -> Tensor:
