@@ -62,8 +62,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 def clone_structure(model: nn.Module, stand_in: StandIn) -> tuple[nn.Module, dict[int, Tensor]]:
     """Copy the modules of ``model`` with ``stand_in(tensor)`` in the place of every tensor.
 
-    Hooks, compiled implementations and wrappers are left out, but not the hooks of ``torch.nn.utils`` that compute a
-    weight (weight_norm, spectral_norm, pruning). The clone is in eval mode.
+    Hooks, compiled implementations and wrappers are left out, but not the hooks of ``torch.nn.utils`` that
+    compute a weight (weight_norm, spectral_norm, pruning). The clone is in eval mode.
 
     Returns:
         The clone, and id of tensor -> its stand-in, for every registered parameter and buffer.
@@ -136,7 +136,7 @@ def _fill(state: dict[str, Any], original: Mapping[str, Any], memo: Memo) -> Non
 
 
 def _copy_value(value: Any, memo: Memo) -> Any:
-    """Copy deeply, and unlike ``copy.deepcopy`` look into closures and weak references for what they refer to."""
+    """Copy deeply; unlike ``copy.deepcopy`` follow closures and weak references to the model."""
     kind = type(value)
     if kind in _ATOMS:
         return value

@@ -50,9 +50,10 @@ def describe(value: Any) -> str:
 def guesses(model: nn.Module, batch: int = 1) -> list[Inputs]:
     """Return inputs that a model may take, the likeliest first, judging by its layers.
 
-    The first layer with weights decides: an image (or signal, or volume) with the channels of a convolution, the
-    features of a linear or recurrent layer, or tokens for an embedding. What a model says itself goes before that
-    (``default_cfg``, ``image_size``), images of three channels and ``dummy_inputs`` come after it.
+    The first layer with weights decides: an image (or signal, or volume) with the channels of a convolution,
+    the features of a linear or recurrent layer, or tokens for an embedding. What a model says itself goes
+    before that (``default_cfg``, ``image_size``), images of three channels and ``dummy_inputs`` come after
+    it.
     """
     shapes: list[tuple[int, ...]] = []
     tokens = False
@@ -87,7 +88,7 @@ def _tensor(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Input
 
 
 def _image_sizes(model: nn.Module, stem: _ConvNd) -> list[tuple[int, ...]]:
-    """Return sizes that the stem looks made for: 32 x 32 where it keeps the resolution, 224 x 224 otherwise."""
+    """Return sizes that the stem looks made for: 32 x 32 where it keeps the resolution, else 224 x 224."""
     space = len(stem.kernel_size)
     if space == 1:
         sizes: tuple[int, ...] = (128, 1024, 16000)

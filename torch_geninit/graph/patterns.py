@@ -51,9 +51,9 @@ def fuse_attention(drafts: Drafts) -> Drafts:
 def _scores(drafts: Sequence[Draft], consumers: Sequence[int], softmax: int) -> tuple[int, ...] | None:
     """Return the operations from the softmax back to the product of queries and keys, or None."""
     size = prod(drafts[softmax].shape)
-    paths = [(source,) for source in drafts[softmax].sources]
+    paths: list[tuple[int, ...]] = [(source,) for source in drafts[softmax].sources]
     for _ in range(_LONGEST_SCORE_CHAIN):
-        longer = []
+        longer: list[tuple[int, ...]] = []
         for path in paths:
             draft = drafts[path[-1]]
             if consumers[path[-1]] != 1 or prod(draft.shape) != size:
@@ -83,7 +83,8 @@ def fuse_norms(drafts: Drafts) -> Drafts:
         if found is None:
             continue
         source, inside, centred = found
-        end, uses = index, ()
+        end = index
+        uses: tuple[ParameterUse, ...] = ()
         for op in ("scale", "bias"):
             if len(readers[end]) == 1:
                 after = drafts[readers[end][0]]
@@ -116,7 +117,7 @@ def _per_channel(draft: Draft) -> bool:
 
 
 def _normalised(drafts: Sequence[Draft], product: Draft) -> tuple[int, list[int], bool] | None:
-    """Match ``x * rsqrt(mean(x**2))``: what is normalised, the operations inside, whether its mean is removed."""
+    """Match ``x * rsqrt(mean(x**2))``: return x, the operations inside, and whether x is centred before."""
     if product.op != "mul" or len(product.sources) != 2:
         return None
     for x, root in (product.sources, product.sources[::-1]):

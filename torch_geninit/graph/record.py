@@ -1,7 +1,8 @@
 """The recorder: notes each ATen operation of a forward pass, and which values went in and out.
 
-A value is known by its storage, so that views of it, however they were made, are the same value. It is the index of
-the node that computed it, or the names of the parameters that it was made of, or (an unknown storage) a constant.
+A value is known by its storage, so that views of it, however they were made, are the same value. It is the
+index of the node that computed it, or the names of the parameters that it was made of, or (an unknown
+storage) a constant.
 """
 
 from __future__ import annotations
@@ -17,17 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_geninit.graph.architecture import ParameterUse, Shape
 from torch_geninit.graph.clone import tensors_in
+from torch_geninit.graph.dataless import normalised, on_meta_if_large, restored, without_data
 from torch_geninit.graph.draft import Draft, unique
 from torch_geninit.graph.shapes import SHORTCUTS, Shortcut, like
 from torch_geninit.graph.vocabulary import RULES
 
 Value = int | tuple[str, ...] | None
 Operand = tuple[str, Tensor, Value]
-
-CPU = torch.device("cpu")
-_META = torch.device("meta")
-_LOW_AND_DOUBLE = (torch.float16, torch.bfloat16, torch.float64)
-_LARGE = 1 << 20
 
 
 class Operation(NamedTuple):
@@ -50,6 +47,8 @@ class Call(NamedTuple):
 
 
 Rule = Callable[["Recorder", Call], Value]
+
+_INDEXING = frozenset(("index", "index_put", "_unsafe_index", "_unsafe_index_put", "_index_put_impl"))
 
 
 def key(tensor: Tensor) -> int:
@@ -154,7 +153,7 @@ class Recorder(TorchDispatchMode):
         return index
 
     def without_data(self, value: Any) -> Any:
-        """Replace every tensor with data in nested lists and tuples by a meta tensor that is the same value."""
+        """Replace every tensor with data in nested lists and tuples by a meta tensor of the same value."""
         if isinstance(value, Tensor) and not value.is_meta:
             stand_in = like(value)
             self.assign([stand_in], self.value(value))
@@ -182,8 +181,9 @@ class Recorder(TorchDispatchMode):
     def uses(self, operands: Iterable[Operand], role: str | None = None) -> list[ParameterUse]:
         """Return the parameters among operands; the role is the argument's name unless given.
 
-        Where an argument was computed from several parameters, the one of its own shape has the role, the magnitude
-        and the direction of a normalised weight have ``weight_g`` and ``weight_v``, and the rest are ``other``.
+        Where an argument was computed from several parameters, the one of its own shape has the role, the
+        magnitude and the direction of a normalised weight have ``weight_g`` and ``weight_v``, and the rest
+        are ``other``.
         """
         found = []
         for argument, tensor, value in operands:
@@ -219,24 +219,25 @@ class Recorder(TorchDispatchMode):
                 if self._folded is not None:
                     self._unfold(args[0], result)
                 return result
+            kwargs = normalised(kwargs) if kwargs else None
             arguments = dict(zip(operation.arguments, args, strict=False))
             if kwargs:
-                kwargs = self._normalised(kwargs)
                 arguments.update(kwargs)
             operands = self._operands(arguments)
-            converted: dict[int, Tensor] = {}
-            if self.meta:
-                if operands:
-                    args, kwargs = self._without_data(operation, operands, args, kwargs, converted)
-                elif rule == "constant" and args and type(args[0]) is list and _large(args[0]):
-                    kwargs = {**(kwargs or {}), "device": _META}
+            originals: Mapping[int, Tensor] = {}
+            if self.meta and operands:
+                if any(tensor.is_meta or isinstance(value, int) for _, tensor, value in operands):
+                    masks = self._constant_mask if operation.name in _INDEXING else _never
+                    args, kwargs, originals = without_data(args, kwargs, masks)
+            elif self.meta and rule == "constant":
+                kwargs = on_meta_if_large(args, kwargs)
             result = None
-            if self.meta and operation.shortcut is not None and not converted:
+            if self.meta and operation.shortcut is not None and not originals:
                 result = operation.shortcut(arguments)
             if result is None:
                 result = func(*args, **(kwargs or {}))
-            if converted:
-                result = _restored(result, converted)
+            if originals:
+                result = restored(result, originals)
             if rule != "constant" and not self.muted:
                 self._note(operation, operands, arguments, result)
             return result
@@ -270,64 +271,10 @@ class Recorder(TorchDispatchMode):
                         operands.append((name, item, self.value(item)))
         return operands
 
-    def _normalised(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Compute in float32 on the CPU, whatever the code asks for: the graph depends on neither."""
-        changed = dict(kwargs)
-        if changed.get("dtype") in _LOW_AND_DOUBLE:
-            changed["dtype"] = torch.float32
-        device = changed.get("device")
-        if device is not None and device.type != "meta":
-            changed["device"] = CPU
-        if changed.get("pin_memory"):
-            changed["pin_memory"] = False
-        return changed
-
-    def _without_data(
-        self,
-        operation: Operation,
-        operands: list[Operand],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any] | None,
-        converted: dict[int, Tensor],
-    ) -> tuple[tuple[Any, ...], Mapping[str, Any] | None]:
-        """Replace tensors with data by meta tensors if any operand has none or depends on the input."""
-        real = [tensor for _, tensor, _ in operands if not tensor.is_meta]
-        if len(real) == len(operands) and not any(isinstance(value, int) for _, _, value in operands):
-            return args, kwargs
-        if kwargs and kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": _META}
-        if not real:
-            return args, kwargs
-        replacement: dict[int, Tensor] = {}
-
-        def swap(item: Any) -> Any:
-            if isinstance(item, Tensor):
-                if item.is_meta:
-                    return item
-                if id(item) not in replacement:
-                    stand_in = like(item)
-                    replacement[id(item)] = stand_in
-                    converted[id(stand_in)] = item
-                return replacement[id(item)]
-            if type(item) in (list, tuple):
-                return type(item)(swap(part) for part in item)
-            return item
-
-        if operation.name in ("index", "index_put", "_unsafe_index", "_unsafe_index_put"):
-            args = (args[0], self._open_masks(args[1]), *args[2:])
-        args = tuple(swap(item) for item in args)
-        return args, {name: swap(item) for name, item in kwargs.items()} if kwargs else kwargs
-
-    def _open_masks(self, indices: Any) -> list[Any]:
-        """Replace boolean masks, which need data, by index tensors."""
-        opened: list[Any] = []
-        for index in indices:
-            constant = isinstance(index, Tensor) and not index.is_meta and self.value(index) is None
-            if constant and index.dtype in (torch.bool, torch.uint8):
-                opened.extend(index.nonzero().unbind(1))
-            else:
-                opened.append(index)
-        return opened
+    def _constant_mask(self, index: Any) -> bool:
+        """Tell a boolean mask that doesn't depend on the input."""
+        mask = isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and not index.is_meta
+        return mask and self.value(index) is None
 
     def _unfold(self, folded: Tensor, result: Tensor | list[Tensor]) -> None:
         """Give a linear layer the shape that its user sees: ATen folds leading dimensions before it."""
@@ -338,21 +285,13 @@ class Recorder(TorchDispatchMode):
         self._folded = None
 
 
-# Not in the class body: torch would wrap it there to keep torch.compile out, at the cost of importing its compiler.
-Recorder.__torch_dispatch__ = Recorder._dispatch  # type: ignore[method-assign]
+def _never(index: Any) -> bool:
+    return False
 
 
-def _large(size: list[Any]) -> bool:
-    return all(isinstance(extent, int) for extent in size) and prod(size) > _LARGE
-
-
-def _restored(result: Any, converted: Mapping[int, Tensor]) -> Any:
-    """Return the tensor that an in-place operation was called on, not its stand-in."""
-    if isinstance(result, Tensor):
-        return converted.get(id(result), result)
-    if type(result) in (list, tuple):
-        return type(result)(_restored(item, converted) for item in result)
-    return result
+# Not in the class body: torch would wrap it there to keep torch.compile out, at the cost of importing its
+# compiler.
+Recorder.__torch_dispatch__ = Recorder._dispatch  # type: ignore[method-assign, assignment]
 
 
 _OPERATIONS: dict[Any, Operation] = {}
@@ -363,9 +302,11 @@ def _describe(func: Any) -> Operation:
     name = schema.name.rpartition("::")[2]
     if name not in RULES:
         name = name.removesuffix("_")
+    base = name.removesuffix("_copy")
+    rule = "move" if base != name and RULES.get(base) == "view" else RULES.get(name, "other")
     operation = Operation(
         name,
-        RULES.get(name, "other"),
+        rule,
         tuple(argument.name for argument in schema.arguments),
         tuple(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write),
         SHORTCUTS.get(schema.name.rpartition("::")[2]),

@@ -1,6 +1,7 @@
 """Small pure steps from what was recorded to an architecture.
 
-Every step takes a list of drafts in execution order and returns a new one; each is linear in the number of operations.
+Every step takes a list of drafts in execution order and returns a new one; each is linear in the number of
+operations.
 """
 
 from __future__ import annotations

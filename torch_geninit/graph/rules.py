@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from torch_geninit.graph.architecture import Shape
-from torch_geninit.graph.record import Call, Operand, Recorder, Rule, Value
 from torch_geninit.graph.draft import unique
+from torch_geninit.graph.record import Call, Operand, Recorder, Rule, Value
 
 _LOOKUPS = frozenset(("index", "index_select", "gather", "take", "take_along_dim", "_unsafe_index"))
 _WRITES = frozenset(
@@ -21,6 +21,7 @@ _WRITES = frozenset(
     select_scatter""".split()
 )
 _MATRIX_PRODUCTS = frozenset(("addmm", "mm", "bmm", "baddbmm", "_addmm_activation", "linear"))
+_FACTORS = frozenset(("tensor1", "tensor2"))  # of addcmul and addcdiv
 _MASKS = frozenset(("attn_mask", "attn_bias", "bias", "mask"))
 
 
@@ -53,19 +54,21 @@ def _activation(recorder: Recorder, call: Call) -> Value:
 
 
 def _affine(recorder: Recorder, call: Call) -> Value:
-    """Add or multiply: constants are transparent, parameters are biases or scales, everything else is a join."""
+    """Add or multiply: constants are transparent, parameters are biases or scales, the rest are joins."""
     rule = call.operation.rule
     sources = sources_of(call.operands)
     if not sources:
         return arithmetic(call.operands)
-    uses = recorder.uses(call.operands, "bias" if rule == "add" else "weight")
+    factors = [o for o in call.operands if rule == "mul" or o[0] in _FACTORS]
+    terms = [o for o in call.operands if rule == "add" and o[0] not in _FACTORS]
+    weights, biases = recorder.uses(factors, "weight"), recorder.uses(terms, "bias")
     if len(sources) > 1:
-        return recorder.node(call, rule, sources, uses)
-    if uses:
-        return recorder.node(call, "bias" if rule == "add" else "scale", sources, uses)
+        return recorder.node(call, rule, sources, weights + biases)
+    if weights or biases:
+        return recorder.node(call, "scale" if weights else "bias", sources, weights + biases)
     if rule == "mul":
-        factors = [name for name, _, value in call.operands if isinstance(value, int)]
-        if len(factors) > 1 or (factors == ["other"] and call.operation.name in ("div", "true_divide")):
+        places = [name for name, _, value in call.operands if isinstance(value, int)]
+        if len(places) > 1 or (places == ["other"] and call.operation.name in ("div", "true_divide")):
             return recorder.node(call, "activation", sources)
     return sources[0]
 

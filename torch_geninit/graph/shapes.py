@@ -1,7 +1,8 @@
 """What common operations return on meta tensors, without asking ATen.
 
-ATen computes many of these shapes in Python, at a hundred times the cost: batch norm alone is half the time of tracing
-a residual network. A shortcut returns None where it is not sure; ATen then answers, or raises its error.
+ATen computes many of these shapes in Python, at a hundred times the cost: batch norm alone is half the time
+of tracing a residual network. A shortcut returns None where it is not sure; ATen then answers, or raises its
+error.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _layer_norm(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor] | None:
     if kept < 0 or tuple(x.shape[kept:]) != normalised:
         return None
     size = (*x.shape[:kept], *[1] * len(normalised))
-    return like(x), _empty(size), _empty(size)
+    return _empty(x.shape, x.dtype), _empty(size), _empty(size)
 
 
 def _group_norm(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from torch_geninit.graph.architecture import ParameterUse
 from torch_geninit.graph.clone import tensors_in
-from torch_geninit.graph.record import CPU, Call, Operation, Recorder
+from torch_geninit.graph.dataless import CPU
+from torch_geninit.graph.record import Call, Operation, Recorder
 from torch_geninit.graph.rules import attention
 
 _ROLES = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
@@ -115,8 +116,8 @@ _RECURRENT = (
     torch.rnn_relu_cell,
 )
 _HANDLERS: dict[Any, Handler] = {
-    Tensor.device.__get__: _device,  # type: ignore[attr-defined]
-    Tensor.is_meta.__get__: _is_meta,
+    Tensor.device.__get__: _device,
+    Tensor.is_meta.__get__: _is_meta,  # type: ignore[attr-defined]
     torch.nn.functional.scaled_dot_product_attention: _attention,
     **dict.fromkeys(_RECURRENT, _recurrent),
 }

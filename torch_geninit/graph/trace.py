@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from torch_geninit.graph.architecture import Architecture, Shape
 from torch_geninit.graph.clone import clone_structure, copy_values, set_training, tensors_in
-from torch_geninit.graph.inputs import Inputs, given, guesses
-from torch_geninit.graph.record import Recorder
 from torch_geninit.graph.draft import Draft, assemble
+from torch_geninit.graph.inputs import Inputs, given, guesses
+from torch_geninit.graph.isolation import isolated
+from torch_geninit.graph.record import Recorder
 from torch_geninit.graph.rewrite import simplify
 from torch_geninit.graph.rules import RULES_OF_KIND
 from torch_geninit.graph.surroundings import Surroundings
+
+_PASS_INPUTS = "pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
 
 
 class TraceError(RuntimeError):
@@ -27,14 +26,15 @@ class TraceError(RuntimeError):
 
 
 def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
-    """Read the architecture of a model: its primitive operations, what flows between them, who reads which parameter.
+    """Read a model's architecture: its operations, what flows between them, and who reads which parameter.
 
-    A structural clone without data is run once and its ATen operations are recorded; the model itself is neither
-    called nor changed, nor is any global state. Works on every device, also meta.
+    A structural clone without data is run once and its ATen operations are recorded; the model itself is
+    neither called nor changed, nor is any global state. Works on every device, also meta.
 
     Args:
         model: any module.
-        example_inputs: what its ``forward`` takes: a tensor, a tuple of arguments, or a dict of keyword arguments;
+        example_inputs: what its ``forward`` takes: a tensor, a tuple of arguments, or a dict of keyword
+        arguments;
             only shapes and types matter, the tensors may be on any device. Guessed from the first layer if
             None: an image of 1 to 4 channels, features, or tokens.
 
@@ -56,23 +56,20 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
         raise TypeError(f"trace expects a torch.nn.Module, got {type(model).__name__}")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin):
+        if is_lazy(parameter):
             raise TraceError(
-                f"parameter {name!r} has no shape yet (a lazy module): call the model once before it is traced"
+                f"parameter {name!r} has no shape yet (a lazy module): call the model once, then trace it"
             )
-    with _ambient():
+    with isolated():
         drafts, notes = _record(model, names, example_inputs)
     return assemble(simplify(drafts), notes)
 
 
-def _record(
-    model: nn.Module, names: dict[int, str], example_inputs: Any
-) -> tuple[list[Draft], list[str]]:
+def _record(model: nn.Module, names: dict[int, str], example_inputs: Any) -> tuple[list[Draft], list[str]]:
     candidates = [given(example_inputs)] if example_inputs is not None else guesses(model)
     if not candidates:
         raise TraceError(
-            f"can't guess the inputs of {type(model).__name__}: it has no layer to judge by; "
-            "pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
+            f"can't guess the inputs of {type(model).__name__}: it has no layer to judge by; {_PASS_INPUTS}"
         )
     inputs, drafts = _first(model, names, candidates, example_inputs is not None)
     missing = _unreached(drafts, names)
@@ -104,23 +101,19 @@ def _first(
 ) -> tuple[Inputs, list[Draft]]:
     """Run on the first inputs that work: without data, and if it asks for data, on a copy with data."""
     failures: list[Exception] = []
-    with_data = all(p.device.type != "meta" for p in model.parameters())
+    with_data = all(parameter.device.type != "meta" for parameter in model.parameters())
     for meta in (True, False) if with_data else (True,):
         for inputs in candidates:
             try:
                 return inputs, _run(model, names, inputs, meta=meta, training=training)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a forward pass may raise
                 failures.append(error)
-    tried = "; ".join(dict.fromkeys(inputs.text for inputs in candidates))
-    advice = (
-        "check example_inputs="
-        if known
-        else "that was a guess: pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
-    )
     cause = failures[len(candidates) if with_data else 0]
-    message = f"{type(cause).__name__}: {str(cause).strip() or 'no message'}"
     raise TraceError(
-        f"{type(model).__name__} could not be run on {tried}: {message}\n{advice}"
+        f"{type(model).__name__} could not be run on "
+        + "; or ".join(dict.fromkeys(inputs.text for inputs in candidates))
+        + f": {type(cause).__name__}: {str(cause).strip() or 'no message'}\n"
+        + ("check example_inputs=" if known else f"that was a guess: {_PASS_INPUTS}")
     ) from cause
 
 
@@ -148,7 +141,7 @@ def _dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _empty(tensor: Tensor) -> Tensor:
-    """Return a meta tensor like this one; a floating one is float32, a parameter one that requires a gradient."""
+    """Return a meta tensor like this one, but float32 if floating; a parameter requires a gradient."""
     dtype = _dtype(tensor)
     empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
     if isinstance(tensor, nn.Parameter):
@@ -166,33 +159,3 @@ def _copy(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=dtype.is_floating_point or dtype.is_complex)
     return data
-
-
-@contextmanager
-def _ambient() -> Iterator[None]:
-    """Fix what the recording could depend on, and restore every random state afterwards."""
-    numpy = sys.modules.get("numpy")
-    default_dtype = torch.get_default_dtype()
-    with ExitStack() as stack:
-        stack.callback(torch.default_generator.set_state, torch.default_generator.get_state())
-        if torch.cuda.is_initialized():
-            stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
-        stack.callback(random.setstate, random.getstate())
-        if numpy is not None:
-            stack.callback(numpy.random.set_state, numpy.random.get_state())
-            numpy.random.seed(0)
-        random.seed(0)
-        torch.default_generator.manual_seed(0)
-        if default_dtype != torch.float32:
-            torch.set_default_dtype(torch.float32)
-            stack.callback(torch.set_default_dtype, default_dtype)
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and importing it takes a second
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
