@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import os
-import pickle  # noqa: TID251  to write what must not be read
+import pickle
 import re
 import struct
 import subprocess
@@ -29,7 +29,14 @@ from torch_geninit.restricted_pickle import MAX_OPERATIONS, RefusedPickle, parse
 
 SIZES: dict[str, Any] = {"width": 8, "channels": [16, 16], "virtual_edges": True, "layer_norm": True}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "GHN-1": {"family": 2, "kernel": 11, "layers": 0, "heads": 0, "virtual_edges": False, "layer_norm": False},
+    "GHN-1": {
+        "family": 2,
+        "kernel": 11,
+        "layers": 0,
+        "heads": 0,
+        "virtual_edges": False,
+        "layer_norm": False,
+    },
     "GHN-2": {"family": 2, "kernel": 11, "layers": 0, "heads": 0},
     "GHN-3": {"family": 3, "kernel": 16, "layers": 2, "heads": 4, "virtual_edges": False},
 }
@@ -67,7 +74,9 @@ def safetensors_dump(content: Any, path: Path) -> None:
 
 def same(found: PublishedGHN, state: dict[str, Tensor]) -> bool:
     values = found.state_dict()
-    renamed = {n if n in values else f"gnn.0.{n}": t.flatten(1) if t.ndim == 4 else t for n, t in state.items()}
+    renamed = {
+        n if n in values else f"gnn.0.{n}": t.flatten(1) if t.ndim == 4 else t for n, t in state.items()
+    }
     return set(values) == set(renamed) and all(torch.equal(values[n], t) for n, t in renamed.items())
 
 
@@ -90,8 +99,17 @@ def test_every_format_of_every_family_converts(
 @pytest.mark.parametrize("dump", [torch.save, legacy_dump, joblib_dump])
 def test_checkpoint_with_config_converts(dump: Callable[[Any, Path], None], tmp_path: Path) -> None:
     state = original("GHN-2")
-    config = {"hid": 8, "max_shape": (16, 16, 11, 11), "hypernet": "gatedgnn", "weight_norm": False, "lr": 1e-3}
-    dump({"state_dict": collections.OrderedDict(state), "config": config, "epoch": 300}, tmp_path / "checkpoint")
+    config = {
+        "hid": 8,
+        "max_shape": (16, 16, 11, 11),
+        "hypernet": "gatedgnn",
+        "weight_norm": False,
+        "lr": 1e-3,
+    }
+    dump(
+        {"state_dict": collections.OrderedDict(state), "config": config, "epoch": 300},
+        tmp_path / "checkpoint",
+    )
     generator = convert(tmp_path / "checkpoint", tmp_path / "ghn.safetensors")
     assert same(generator, state)
     assert not generator.card["sizes"]["weight_norm"]
@@ -102,7 +120,9 @@ def test_module_state_dict_with_metadata_and_parameters_converts(tmp_path: Path)
     holder = nn.Module()
     for name, value in state.items():
         holder.register_parameter(name.replace(".", "/"), nn.Parameter(value))
-    saved = collections.OrderedDict((n.replace("/", "."), p) for n, p in holder.state_dict(keep_vars=True).items())
+    saved = collections.OrderedDict(
+        (n.replace("/", "."), p) for n, p in holder.state_dict(keep_vars=True).items()
+    )
     saved._metadata = collections.OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
     for dump in (torch.save, legacy_dump, joblib_dump):
         dump(saved, tmp_path / "checkpoint")
@@ -143,12 +163,16 @@ def test_command_line(tmp_path: Path) -> None:
     assert re.fullmatch(r"wrote out\.safetensors: GHN-2, \d+ values, 10 classes\n", done.stdout)
     assert read(tmp_path / "out.safetensors").card["licence"] == "MIT"
     command[3] = "missing.pt"
-    failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    failed = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert failed.returncode == 1
     assert "neither a file nor" in failed.stderr
 
 
-def test_source_on_the_hub_is_fetched_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_on_the_hub_is_fetched_at_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch_geninit import download
 
     asked = []
@@ -165,7 +189,7 @@ def test_source_on_the_hub_is_fetched_at_its_revision(tmp_path: Path, monkeypatc
     assert generator.card["trained"]["source"] == f"some-one/ghn3:folder/ghn.pt@{revision}"
 
 
-# --- what is no GHN -----------------------------------------------------------------------------------------------
+# --- what is no GHN -----------------------------------------------------------------------------------------
 
 
 def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -194,7 +218,7 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-# --- hostile files ------------------------------------------------------------------------------------------------
+# --- hostile files ------------------------------------------------------------------------------------------
 
 
 class Runs:
@@ -222,7 +246,7 @@ def legacy_storage(numel: int, data: bytes = b"") -> bytes:
     assert key is not None
     changed = saved.replace(b"K\x01N", b"J" + struct.pack("<i", numel) + b"N")
     assert changed != saved or numel == 1
-    return changed[: -12] + struct.pack("<q", numel) + data
+    return changed[:-12] + struct.pack("<q", numel) + data
 
 
 class Storage:
@@ -307,7 +331,7 @@ def test_hostile_pickle_is_refused(name: str, tmp_path: Path) -> None:
 def test_hostile_pickles_do_run_where_they_are_believed(tmp_path: Path) -> None:
     """The test above would prove nothing if its files were harmless."""
     for name in ("code", "code, protocol 0", "code, protocol 2", "code in a config", "code as a key"):
-        pickle.loads(pickles(tmp_path)[name])  # noqa: S301
+        pickle.loads(pickles(tmp_path)[name])
         assert (tmp_path / "ran").exists(), name
         (tmp_path / "ran").unlink()
 
@@ -389,7 +413,8 @@ def test_truncated_and_damaged_files_are_refused(cut: int, tmp_path: Path) -> No
 
 def test_no_verb_imports_the_converter() -> None:
     code = (
-        "import sys, torch_geninit, torch_geninit.hub, torch_geninit.generators.published, torch_geninit.graph.autograd;"
+        "import sys, torch_geninit, torch_geninit.hub, torch_geninit.generators.published;"
+        "import torch_geninit.graph.autograd;"
         "bad = [m for m in sys.modules if m in ('torch_geninit.convert', 'torch_geninit.restricted_pickle')];"
         "assert not bad, bad"
     )

@@ -114,7 +114,7 @@ def predict(generator: PublishedGHN, model: nn.Module, seed: int = 0) -> dict[st
     return {name: Tile(values[name], shapes[name], factors[name]).expand() for name in shapes}
 
 
-# --- the originals' predictions -----------------------------------------------------------------------------------
+# --- the originals' predictions -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,9 @@ def test_graph_is_the_originals(family: str, name: str) -> None:
         names = [use.name for use in owners[index].parameters[1:]] if index in owners else []
         names = names or [use.name for use in node.parameters[:1]]
         shape = list(node.shape) or [list(use.shape) for use in node.parameters[:1]]
-        found.append((PRIMITIVES[node.attribute("primitive")], *names, *(shape if not node.shape else [shape])))
+        found.append(
+            (PRIMITIVES[node.attribute("primitive")], *names, *(shape if not node.shape else [shape]))
+        )
     wanted = []
     for record in expected["nodes"]:
         named = record["shape"] is not None and record["prim"] not in ("max_pool", "avg_pool")
@@ -190,7 +192,7 @@ def test_every_value_of_resnet20_is_the_originals(
         torch.testing.assert_close(values[name], value, rtol=0, atol=1e-5 * float(value.abs().max()))
 
 
-# --- part by part -------------------------------------------------------------------------------------------------
+# --- part by part -------------------------------------------------------------------------------------------
 
 
 def random_graph(count: int, seed: int) -> Architecture:
@@ -265,7 +267,9 @@ def test_transformer_is_the_twin() -> None:
     torch.testing.assert_close(generator.gnn(x, d), expected, rtol=1e-4, atol=1e-5)
 
 
-SHAPES = [(o, i, *k) for o in (1, 3, 6, 7, 8, 12, 16, 40) for i in (1, 2, 3, 4, 8, 16, 50) for k in ((1, 1), (3, 3))]
+SHAPES = [
+    (o, i, *k) for o in (1, 3, 6, 7, 8, 12, 16, 40) for i in (1, 2, 3, 4, 8, 16, 50) for k in ((1, 1), (3, 3))
+]
 SHAPES += [(16, 4, 5, 7), (16, 1, 11, 11), (20, 20, 1, 9), (1, 1, 13, 13), (16, 3, 14, 14), (16, 3, 20, 20)]
 
 
@@ -286,7 +290,9 @@ def test_kernels_are_the_twins_decoded_tiled_and_normalised(family: int) -> None
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         if shape[2:] == (1, 1):
             flat = twin.tile(block, shape[:2])
-            torch.testing.assert_close(Tile(values[:, :, 0, 0], shape[:2]).expand(), flat, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                Tile(values[:, :, 0, 0], shape[:2]).expand(), flat, rtol=1e-4, atol=1e-5
+            )
 
 
 def test_kernels_decoded_together_are_those_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +360,7 @@ def test_without_weight_norm_values_are_as_decoded() -> None:
         torch.testing.assert_close(normed[name], expected, rtol=1e-5, atol=1e-6)
 
 
-# --- the recorder -------------------------------------------------------------------------------------------------
+# --- the recorder -------------------------------------------------------------------------------------------
 
 
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,7 +455,7 @@ def test_model_that_cannot_be_run_asks_for_inputs() -> None:
     assert set(graph.uses) == {"layer.weight", "layer.bias"}
 
 
-# --- all of torchvision -------------------------------------------------------------------------------------------
+# --- all of torchvision -------------------------------------------------------------------------------------
 
 UNPREDICTED = ("layer_scale", "relative_position_bias_table", "logit_scale", "class_token")
 
@@ -482,7 +488,7 @@ def test_every_parameter_of_every_torchvision_model(family: int) -> None:
     assert complete == {2: 62, 3: 64}[family]
 
 
-# --- through the verb ---------------------------------------------------------------------------------------------
+# --- through the verb ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [2, 3])

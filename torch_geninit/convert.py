@@ -2,9 +2,9 @@
 
     python -m torch_geninit.convert SOURCE TARGET.safetensors
 
-SOURCE is a file, or ``repo_id:filename@revision`` on the Hub. This is the one place that reads pickles, and no verb
-imports it: torch files with ``weights_only=True`` after an inspection, joblib files by a reader that knows tensors and
-plain containers and nothing else.
+SOURCE is a file, or ``repo_id:filename@revision`` on the Hub. This is the one place that reads pickles, and
+no verb imports it: torch files with ``weights_only=True`` after an inspection, joblib files by a reader that
+knows tensors and plain containers and nothing else.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ def convert(
     """Convert a published checkpoint and return the generator.
 
     Args:
-        source: a file, or ``repo_id:filename@revision`` on the Hub. Read are state dicts and ``{config, state_dict}``
-            dicts, saved by torch or joblib (uncompressed) or as safetensors (the config as JSON in its metadata).
+        source: a file, or ``repo_id:filename@revision`` on the Hub. Read are state dicts and ``{config,
+        state_dict}``
+            dicts, saved by torch or joblib (uncompressed) or as safetensors (the config as JSON in its
+            metadata).
         target: .safetensors file to write.
         licence: of the weights, recorded in the file.
 
@@ -65,7 +67,7 @@ def convert(
     return generator
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
 def _local(source: str) -> Path:
@@ -93,12 +95,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 return _split(_read_pickle(file), path.stat().st_size)
         if start[8:9] == b"{":
             return _read_safetensors(path)
-        raise pickles.RefusedPickle("neither a torch file, an uncompressed joblib file nor a safetensors file")
+        raise pickles.RefusedPickle(
+            "neither a torch file, an uncompressed joblib file nor a safetensors file"
+        )
     except (pickles.RefusedPickle, zipfile.BadZipFile, safetensors.SafetensorError) as error:
         raise ConversionError(
-            f"{path} was not converted: it holds {error}. Expected a checkpoint of tensors, numbers, strings and "
-            "plain containers; nothing of the file was run. Get the file again from its authors, or have them save "
-            "a state dict"
+            f"{path} was not converted: it holds {error}. Expected a checkpoint of tensors, numbers, strings "
+            "and plain containers; nothing of the file was run. Get the file again from its authors, or have "
+            "them save a state dict"
         ) from error
 
 
@@ -134,12 +138,12 @@ def _read_zip(path: Path) -> Any:
     pickles.parse(io.BytesIO(pickle), persistent=persistent)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251
-    except Exception as error:  # noqa: BLE001  whatever torch's own restricted reader refuses a file with
+    except Exception as error:  # torch's own restricted reader raises what it likes
         raise pickles.RefusedPickle(f"something that torch refuses ({str(error)[:200]})") from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safetensors.safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+    with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     try:
         config = json.loads(metadata.get("config", "{}"))
@@ -160,7 +164,7 @@ def _split(content: Any, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return pickles.tensors(state, size), dict(config) if isinstance(config, Mapping) else {}
 
 
-# --- building -----------------------------------------------------------------------------------------------------
+# --- building -----------------------------------------------------------------------------------------------
 
 
 def build(
@@ -189,9 +193,9 @@ def build(
     if wrong:
         first = wrong[0]
         raise ConversionError(
-            f"the checkpoint is not of the GHN that its tensors make it look like: {len(wrong)} tensors differ, the "
-            f"first is {first!r}: expected {expected.get(first)}, got {found.get(first)}. Check that it is the "
-            "checkpoint of a hypernetwork, not of a network made by one"
+            f"the checkpoint is not of the GHN that its tensors make it look like: {len(wrong)} tensors "
+            f"differ, the first is {first!r}: expected {expected.get(first)}, got {found.get(first)}. Check that "
+            "it is the checkpoint of a hypernetwork, not of a network made by one"
         )
     loaded = {name: values[name].detach().to(torch.float32).contiguous() for name in expected}
     for name, tensor in loaded.items():
@@ -217,8 +221,8 @@ def _card(
         kernel = isqrt(shapes["decoder.fc.0.weight"][0] // (4 * width))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ConversionError(
-            f"the checkpoint is not of a GHN: {error} is missing or has another number of dimensions. Check that it is "
-            "the checkpoint of a hypernetwork, not of a network made by one"
+            f"the checkpoint is not of a GHN: {error} is missing or has another number of dimensions. Check "
+            "that it is the checkpoint of a hypernetwork, not of a network made by one"
         ) from error
     layers = sum(bool(re.fullmatch(r"gnn\.\d+\.ln1\.weight", name)) for name in shapes)
     family = 3 if layers else 2
@@ -258,7 +262,7 @@ def _card(
     return card
 
 
-# --- writing ------------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 def _write(generator: PublishedGHN, target: Path) -> None:
@@ -275,7 +279,7 @@ def _write(generator: PublishedGHN, target: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m torch_geninit.convert",
-        description="Turn a published GHN checkpoint into a generator file that ghn_(model, pretrained=...) takes.",
+        description="Turn a published GHN checkpoint into a file for ghn_(model, pretrained=...).",
     )
     parser.add_argument("source", help="a file, or repo_id:filename@revision on the Hub")
     parser.add_argument("target", help="the .safetensors file to write")
@@ -288,7 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     count = sum(tensor.numel() for tensor in generator.state_dict().values())
     family = f"GHN-{generator.card['sizes']['family']}"
-    sys.stdout.write(f"wrote {options.target}: {family}, {count} values, {len(generator.card['classes'])} classes\n")
+    sys.stdout.write(
+        f"wrote {options.target}: {family}, {count} values, {len(generator.card['classes'])} classes\n"
+    )
     return 0
 
 

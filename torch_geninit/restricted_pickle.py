@@ -1,8 +1,8 @@
 """Read tensors out of pickles without unpickling: a small machine for the few opcodes that checkpoints need.
 
-Nothing is ever imported or called on a file's word. Names that occur in a pickle are looked up in a fixed table of
-inert symbols, tensors become descriptions that are checked against the bytes that are really there, and everything
-else is refused. Used by :mod:`torch_geninit.convert` alone.
+Nothing is ever imported or called on a file's word. Names that occur in a pickle are looked up in a fixed
+table of inert symbols, tensors become descriptions that are checked against the bytes that are really there,
+and everything else is refused. Used by :mod:`torch_geninit.convert` alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 MAX_OPERATIONS = 2_000_000
 """A checkpoint's pickle has some ten thousand; each makes at most one small object."""
 MAGIC = 0x1950A86A20F9469CFC6C
-"""First object of a file that torch.save wrote before it wrote zip archives, and of a storage within a pickle."""
+"""First object of a file that torch.save wrote before zip archives, and of a storage within a pickle."""
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -226,7 +226,9 @@ class _Machine:
         self.stack.append(Symbol(module, name))
 
     def _rebuild(self, symbol: Any, arguments: Any) -> Any:
-        _expect(type(symbol) is Symbol and type(arguments) is tuple, "a call of something that is no known name")
+        _expect(
+            type(symbol) is Symbol and type(arguments) is tuple, "a call of something that is no known name"
+        )
         if symbol == _ORDERED:
             rebuilt: dict[Any, Any] = {}
             self.stack.append(rebuilt)
@@ -261,7 +263,8 @@ def _describe(storage: Any, offset: Any, size: Any, stride: Any) -> Described:
     )
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     _expect(
-        0 in size or (last < storage.numel and prod(size) <= storage.numel), "a tensor larger than its storage"
+        0 in size or (last < storage.numel and prod(size) <= storage.numel),
+        "a tensor larger than its storage",
     )
     return Described(storage, offset, size, stride)
 
@@ -312,7 +315,8 @@ def parse_legacy(data: memoryview) -> Any:
         (numel,) = struct.unpack_from("<q", data, position)
         position += 8
         _expect(
-            numel == storage.numel and position + storage.nbytes <= len(data), "a storage larger than the file"
+            numel == storage.numel and position + storage.nbytes <= len(data),
+            "a storage larger than the file",
         )
         storage.data = data[position : position + storage.nbytes]
         position += storage.nbytes

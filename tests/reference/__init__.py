@@ -1,1 +1,1 @@
-"""Slow twins of what the package computes fast, written from descriptions of the originals, for tests only."""
+"""Slow twins of what the package computes fast, written from descriptions of the originals."""

@@ -1,7 +1,7 @@
 """GHN-2's forward pass, one node and one tensor at a time, with none of the package's shortcuts.
 
-A graph is a list of (primitive index, 4-D shape or None) and a matrix D of distances: 1 for an edge, 2 to 50 for a
-virtual one, 0 for none.
+A graph is a list of (primitive index, 4-D shape or None) and a matrix D of distances: 1 for an edge, 2 to 50
+for a virtual one, 0 for none.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ def linear(state: State, name: str, x: Tensor) -> Tensor:
     return x @ weight.reshape(weight.shape[0], -1).T + state[f"{name}.bias"]
 
 
-# --- node features ------------------------------------------------------------------------------------------------
+# --- node features ------------------------------------------------------------------------------------------
 
 
 def channels(classes: int) -> list[int]:
     found = {1, 3, classes}
-    found |= {8 * n for n in range(1, 8)} | {64 + 16 * n for n in range(252)} | {4096 + 32 * n for n in range(129)}
+    found |= (
+        {8 * n for n in range(1, 8)} | {64 + 16 * n for n in range(252)} | {4096 + 32 * n for n in range(129)}
+    )
     return sorted(found)
 
 
@@ -60,7 +62,7 @@ def features(
     return torch.stack(rows)
 
 
-# --- gated graph network ------------------------------------------------------------------------------------------
+# --- gated graph network ------------------------------------------------------------------------------------
 
 
 def message(state: State, network: str, h: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ def layer_norm(state: State, name: str, x: Tensor) -> Tensor:
     return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
-# --- decoders -----------------------------------------------------------------------------------------------------
+# --- decoders -----------------------------------------------------------------------------------------------
 
 
 def rounded(n: int, cap: int) -> int:
@@ -131,7 +133,9 @@ def decode_kernel(
         n_in = i // 3 * 4 if i < size[1] and i % 3 == 0 else min(i, size[1])
         n_out = size[0] if head else min(size[0], o)
         rows = torch.arange(n_out * size[1]).reshape(-1, n_in)[:: size[1] // n_in].flatten()
-        full = full.reshape(-1, *full.shape[2:])[rows].view(n_out, n_in, *full.shape[2:])[:, : min(size[1], i)]
+        full = full.reshape(-1, *full.shape[2:])[rows].view(n_out, n_in, *full.shape[2:])[
+            :, : min(size[1], i)
+        ]
         if min(kh, kw) > min(full.shape[2:]):
             full = full.repeat(1, 1, 2, 2)
     return classify(state, full[:, :, 0, 0]) if head else full
@@ -148,7 +152,7 @@ def decode_vectors(state: State, x: Tensor, head: bool = False) -> Tensor:
     return linear(state, "bias_class.1", z.relu()) if head else z
 
 
-# --- tiling and normalisation -------------------------------------------------------------------------------------
+# --- tiling and normalisation -------------------------------------------------------------------------------
 
 
 def repeat_to(block: Tensor, dim: int, length: int) -> Tensor:

@@ -37,7 +37,7 @@ _BOUNDS = (("family", 2, 3), ("width", 4, 4096), ("kernel", 1, 64), ("layers", 0
 
 
 class _Source(NamedTuple):
-    """Where a parameter is decoded from: a node, what the parameter is to it, and whether it is the classifier's."""
+    """Where a parameter is decoded from: a node, its role there, and whether it is the classifier's."""
 
     node: int
     role: str
@@ -47,9 +47,9 @@ class _Source(NamedTuple):
 class PublishedGHN(WeightGenerator):
     """Predict what a published GHN predicts, to rounding, from a converted checkpoint.
 
-    Repeated blocks are exactly equal, as published. Card entries read here: ``sizes`` (``family`` 2 or 3, ``width``,
-    ``channels`` [out, in], ``kernel``, ``layers``, ``heads``, and the switches ``virtual_edges``, ``layer_norm``,
-    ``weight_norm``) and ``classes``; :mod:`torch_geninit.convert` writes them.
+    Repeated blocks are exactly equal, as published. Card entries read here: ``sizes`` (``family`` 2 or 3,
+    ``width``, ``channels`` [out, in], ``kernel``, ``layers``, ``heads``, and the switches ``virtual_edges``,
+    ``layer_norm``, ``weight_norm``) and ``classes``; :mod:`torch_geninit.convert` writes them.
     """
 
     kind = "published-ghn"
@@ -75,7 +75,8 @@ class PublishedGHN(WeightGenerator):
                 raise ValueError(f"sizes.{name}: expected true or false, got {sizes.get(name)!r:.60}")
         if sizes["width"] % 4 or (sizes["family"] == 3 and sizes["width"] % max(1, sizes["heads"])):
             raise ValueError(
-                f"sizes.width: expected a multiple of 4 and of sizes.heads, got {sizes['width']} and {sizes['heads']}"
+                "sizes.width: expected a multiple of 4 and of sizes.heads, "
+                f"got {sizes['width']} and {sizes['heads']}"
             )
         if sizes["family"] == 3 and not (sizes["layers"] and sizes["heads"]):
             raise ValueError("sizes: a GHN-3 has at least one layer and one head")
@@ -101,7 +102,7 @@ class PublishedGHN(WeightGenerator):
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(max(out, in_), classes))
 
     def trace(self, model: nn.Module, example_inputs: Any = None) -> Architecture:
-        """Read ``model`` by the originals' walk over the autograd graph, which these weights were trained on."""
+        """Read ``model`` by the originals' walk over the autograd graph."""
         from torch_geninit.graph.autograd import read
 
         return read(model, example_inputs, dialect="ghn3" if self.transformer else "ghn2")
@@ -111,8 +112,8 @@ class PublishedGHN(WeightGenerator):
             return "not in the graph that the published hypernetworks read"
         if architecture.nodes[architecture.uses[entry.name][0]].attribute("primitive") is None:
             raise ValueError(
-                "graph= was not made for this generator: a published hypernetwork reads a graph of its own. Leave "
-                "graph= out, or pass what its own trace(model, example_inputs) returns"
+                "graph= was not made for this generator: a published hypernetwork reads a graph of its own. "
+                "Leave graph= out, or pass what its own trace(model, example_inputs) returns"
             )
         return None
 
@@ -125,19 +126,16 @@ class PublishedGHN(WeightGenerator):
         primitive = torch.tensor([node.attribute("primitive") for node in nodes])
         x = self.embed(primitive) + self.shape_enc([node_shape(node) for node in nodes])
         x = self.gnn(x, distances(architecture))
-        return x if self.ln is None else self.ln(x)
+        out: Tensor = x if self.ln is None else self.ln(x)
+        return out
 
     @torch.no_grad()
-    def predict(
-        self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0
-    ) -> dict[str, Tile]:
+    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
         if plan.architecture is None:
             raise ValueError("a hypernetwork needs the graph of the network; the plan has none")
         shapes = {entry.name: entry.shape for entry in plan.generated}
         canonical = {entry.name: entry.canonical for entry in plan.generated}
-        values = self.decode(
-            plan.architecture, shapes, lambda name: noise_stream(seed or 0, canonical[name])
-        )
+        values = self.decode(plan.architecture, shapes, lambda name: noise_stream(seed or 0, canonical[name]))
         return {
             entry.name: Tile(
                 _widened(values[entry.name], entry.shape),
@@ -154,10 +152,10 @@ class PublishedGHN(WeightGenerator):
         shapes: Mapping[str, Shape],
         stream: Callable[[str], torch.Generator],
     ) -> dict[str, Tensor]:
-        """Decode a block of values for each parameter name of ``shapes``; vectors are normalised, kernels are not.
+        """Decode a block of values for each parameter of ``shapes``; vectors are normalised, kernels not.
 
-        ``stream(name)`` gives the noise of those rows of a table of positions that have no place in an image (the
-        class token's), which the originals draw too.
+        ``stream(name)`` gives the noise of those rows of a table of positions that have no place in an image
+        (the class token's), which the originals draw too.
         """
         x = self.embeddings(architecture)
         sources = self._sources(architecture)
@@ -215,7 +213,7 @@ class PublishedGHN(WeightGenerator):
 
 
 def _widened(value: Tensor, shape: Shape) -> Tensor:
-    """Repeat a block to the parameter's full width: few wide copies are written twice as fast as many small ones."""
+    """Repeat a block to the full width: few wide copies are written twice as fast as many small ones."""
     if len(shape) < 2 or value.shape[1] >= shape[1]:
         return value
     copies = -(-shape[1] // value.shape[1])

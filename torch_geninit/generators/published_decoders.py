@@ -1,4 +1,4 @@
-"""From node embeddings to parameter values, as GHN-1, GHN-2 and GHN-3 do it; only what is needed is decoded."""
+"""From node embeddings to parameter values, as the published hypernetworks do it; only what is needed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class KernelDecoder(nn.Module):
         centred: take the centre of the S x S positions for a smaller kernel (GHN-3), not the corner (GHN-2).
     """
 
-    def __init__(self, width: int, channels: tuple[int, int], kernel: int, classes: int, centred: bool) -> None:
+    def __init__(
+        self, width: int, channels: tuple[int, int], kernel: int, classes: int, centred: bool
+    ) -> None:
         super().__init__()
         self.channels, self.kernel, self.centred = channels, kernel, centred
         self.fc = nn.Sequential(nn.Linear(width, 4 * width * kernel * kernel))
@@ -45,7 +47,7 @@ class KernelDecoder(nn.Module):
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(channels[0], classes))
 
     def kernels(self, x: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-        """Decode one tensor (o, i, h, w) for each row of x, no larger than asked for and than the decoder has.
+        """Decode a tensor (o, i, h, w) for each row of x, no larger than asked for and than the decoder has.
 
         All ``shapes`` (out, in, height, width) have the same height and width.
         """
@@ -129,7 +131,7 @@ class VectorDecoder(nn.Module):
 
 
 def table_shape(shape: Shape) -> Shape | None:
-    """Return the kernel (1, D, s, s) that a table of positions (1, L, D) is decoded as, or None for another shape."""
+    """Return the kernel (1, D, s, s) that a table of positions (1, L, D) is decoded as, else None."""
     if len(shape) == 3 and shape[0] == 1 and min(shape[1:]) > 1:
         side = isqrt(shape[1])
         return (1, shape[2], side, side)
@@ -142,7 +144,7 @@ def kernel_shape(shape: Shape) -> Shape:
 
 
 def table(value: Tensor, shape: Shape, stream: torch.Generator) -> Tensor:
-    """Expand a decoded (1, i, s, s) to a table of positions (1, L, D); rows before the grid are drawn from N(0, 0.02^2)."""
+    """Expand a decoded (1, i, s, s) to a table of positions (1, L, D); rows before it ~ N(0, 0.02^2)."""
     grid = value.flatten(2).transpose(1, 2)
     extra = shape[1] - grid.shape[1]
     drawn = 0.02 * torch.randn(1, extra, grid.shape[2], generator=stream)
@@ -153,8 +155,8 @@ def table(value: Tensor, shape: Shape, stream: torch.Generator) -> Tensor:
 def scale(shape: Shape) -> float:
     """Return sqrt(beta / fan-in), the originals' factor on a parameter of two or more dimensions.
 
-    beta is 1 for depthwise and wide kernels, else 2; tables of positions and single-filter kernels from 11 on are as
-    decoded.
+    beta is 1 for depthwise and wide kernels, else 2; tables of positions and single-filter kernels from 11
+    on are as decoded.
     """
     if len(shape) > 2 and shape[0] == 1 and shape[2] >= 11:
         return 1.0

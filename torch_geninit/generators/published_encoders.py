@@ -19,11 +19,11 @@ CUTOFF = 50
 """Longest path that becomes a virtual edge."""
 
 
-# --- what the encoders are given ----------------------------------------------------------------------------------
+# --- what the encoders are given ----------------------------------------------------------------------------
 
 
 def distances(architecture: Architecture) -> Tensor:
-    """Return (N, N) int64: length of the shortest directed path i -> j if at most 50, else 0; without ``output``."""
+    """Return (N, N) int64: length of the shortest path i -> j if at most 50, else 0; without ``output``."""
     count = len(architecture.nodes) - 1
     after: list[list[int]] = [[] for _ in range(count)]
     for source, target in architecture.edges:
@@ -59,7 +59,7 @@ def node_shape(node: Node) -> Shape | None:
 
 
 class ShapeEncoder(nn.Module):
-    """Embed tensor shapes: x = [C[out]; C[in]; S[height]; S[width]], nearest entries of two small vocabularies.
+    """Embed shapes: x = [C[out]; C[in]; S[height]; S[width]], nearest entries of two small vocabularies.
 
     Args:
         width: of a node embedding; each of the four parts has a quarter.
@@ -114,7 +114,7 @@ def _nearest(vocabulary: list[int], value: int) -> int:
     return above if vocabulary[above] - value < value - vocabulary[above - 1] else above - 1
 
 
-# --- GHN-1, GHN-2 -------------------------------------------------------------------------------------------------
+# --- GHN-1, GHN-2 -------------------------------------------------------------------------------------------
 
 
 class _Messages(nn.Module):
@@ -122,14 +122,20 @@ class _Messages(nn.Module):
         super().__init__()
         self.fc = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
-    def forward(self, h: Tensor) -> Tensor:
-        return F.relu(self.fc(h))
+    @property
+    def first(self) -> nn.Linear:
+        return self.fc[0]  # type: ignore[return-value]
+
+    @property
+    def second(self) -> nn.Linear:
+        return self.fc[2]  # type: ignore[return-value]
 
 
 class GatedGNN(nn.Module):
     """One sweep along the edges and one against them, each node a GRU step on its neighbours' new states.
 
-    With D the distances, M and V two networks (V if ``virtual``), sweep forward and then, with D transposed, back::
+    With D the distances, M and V two networks (V if ``virtual``), sweep forward and then, with D transposed,
+    back::
 
         m_v = sum_{u: D[u,v] = 1} M(h_u) + sum_{u: D[u,v] >= 1} V(h_u) / D[u,v]
         h_v = GRU(m_v, h_v)
@@ -158,10 +164,10 @@ class GatedGNN(nn.Module):
         weight = torch.stack(weights, 2).flatten(1)
         messages = h.new_zeros(len(h), len(networks) * h.shape[1])
         stacked = messages.view(-1, h.shape[1])
-        first_w = torch.cat([n.fc[0].weight for n in networks])
-        first_b = torch.cat([n.fc[0].bias for n in networks])
-        second_w = torch.block_diag(*[n.fc[2].weight for n in networks])
-        second_b = torch.cat([n.fc[2].bias for n in networks])
+        first_w = torch.cat([n.first.weight for n in networks])
+        first_b = torch.cat([n.first.bias for n in networks])
+        second_w: Tensor = torch.block_diag(*[n.second.weight for n in networks])  # type: ignore[no-untyped-call]
+        second_b = torch.cat([n.second.bias for n in networks])
         gru, width = self.gru, h.shape[1]
         h = h[order]
         recurrent = F.linear(h, gru.weight_hh, gru.bias_hh)
@@ -207,7 +213,7 @@ def _levels(heard: Tensor) -> tuple[Tensor, list[int]]:
     return torch.tensor(order), sizes
 
 
-# --- GHN-3 --------------------------------------------------------------------------------------------------------
+# --- GHN-3 --------------------------------------------------------------------------------------------------
 
 
 class _EdgeEmbedding(nn.Module):
@@ -241,7 +247,8 @@ class _Attention(nn.Module):
         pairs = torch.cat([table[signed.clamp(min=0) + 2], table[(-signed).clamp(min=0) + 2]], 1)
         values = self.proj_e(pairs).T
         index = (d - d.T + CUTOFF).flatten()
-        return values.index_select(1, index).view(1, self.heads, *d.shape)
+        bias: Tensor = values.index_select(1, index).view(1, self.heads, *d.shape)
+        return bias
 
 
 class _FeedForward(nn.Module):
@@ -292,8 +299,7 @@ class GraphTransformer(nn.Sequential):
         super().__init__(*(_Layer(width, heads, first=layer == 0) for layer in range(layers)))
 
     def forward(self, x: Tensor, d: Tensor) -> Tensor:  # type: ignore[override]
-        first = self[0]
-        assert isinstance(first, _Layer)
+        first: _Layer = self[0]  # type: ignore[assignment]
         x = first.place(x, d)
         bias = first.attn.edge_bias(d)
         for layer in self:

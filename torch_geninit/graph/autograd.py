@@ -1,8 +1,9 @@
-"""Read a model as the published hypernetworks did: a walk over the autograd graph, with the originals' own order.
+"""Read a model as the published hypernetworks did: a walk over the autograd graph, in their own order.
 
-GHN-1, GHN-2 and GHN-3 were trained on graphs that their authors took from autograd, quirks included, and their
-weights mean something on those graphs only. This module records such a graph; :mod:`.autograd_rules` holds the
-originals' clean-up. Nothing here is shared with :mod:`.trace` but the data types of :mod:`.architecture`.
+GHN-1, GHN-2 and GHN-3 were trained on graphs that their authors took from autograd, quirks included, and
+their weights mean something on those graphs only. This module records such a graph; :mod:`.autograd_rules`
+holds the originals' clean-up. Nothing here is shared with :mod:`.trace` but the data types of
+:mod:`.architecture`.
 """
 
 from __future__ import annotations
@@ -11,27 +12,18 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
-from torch_geninit.graph.autograd_rules import (
-    PRIMITIVES,
-    Graph,
-    Leaf,
-    Refused,
-    Vertex,
-    is_known_leaf,
-    is_norm_bias,
-    primitive,
-    read_ghn2,
-    read_ghn3,
-)
+from torch_geninit.graph.autograd_graph import Graph, Leaf, Vertex
+from torch_geninit.graph.autograd_rules import PRIMITIVES, Refused, primitive, read_ghn2, read_ghn3
 from torch_geninit.graph.autograd_shapes import ShapesOnly
+from torch_geninit.graph.autograd_walk import heads, walk
 from torch_geninit.graph.vocabulary import VERSION
+
 
 class AutogradReadError(RuntimeError):
     """A model could not be run, so that its autograd graph could not be read."""
@@ -40,10 +32,10 @@ class AutogradReadError(RuntimeError):
 def read(model: nn.Module, example_inputs: Any = None, *, dialect: str = "ghn3") -> Architecture:
     """Read ``model`` as GHN-2 (``dialect="ghn2"``) or GHN-3 (``"ghn3"``) would.
 
-    The model itself is never called: a structural copy without data is, in train mode and with gradients enabled,
-    as the originals do with a newly built model. Global random states stay as they are. A network that the GHN-2
-    original refuses (attention, several inputs to the graph) is read by GHN-3's rules, as its authors' own
-    successor code does with GHN-2 weights.
+    The model itself is never called: a structural copy without data is, in train mode and with gradients
+    enabled, as the originals do with a newly built model. Global random states stay as they are. A network
+    that the GHN-2 original refuses (attention, several inputs to the graph) is read by GHN-3's rules, as its
+    authors' own successor code does with GHN-2 weights.
 
     Args:
         model: any module; may live on the meta device.
@@ -51,9 +43,9 @@ def read(model: nn.Module, example_inputs: Any = None, *, dialect: str = "ghn3")
         dialect: whose reading.
 
     Returns:
-        Architecture in the originals' topological order, closed by an ``output``; edges are the real ones (virtual
-        edges are shortest paths over them). Each node but ``output`` has the attribute ``primitive``, an index into
-        :data:`.autograd_rules.PRIMITIVES`.
+        Architecture in the originals' topological order, closed by an ``output``; edges are the real ones
+        (virtual edges are shortest paths over them). Each node but ``output`` has the attribute
+        ``primitive``, an index into :data:`.autograd_rules.PRIMITIVES`.
 
     Raises:
         AutogradReadError: if the copy can't be run.
@@ -67,11 +59,11 @@ def read(model: nn.Module, example_inputs: Any = None, *, dialect: str = "ghn3")
     kind = next((f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__ if _is_special(c)), "")
     if dialect == "ghn2":
         try:
-            graph = read_ghn2(_walk(leaves, outputs[:1], all_leaves=False), kind)
-            return _architecture(graph, _heads(leaves, outputs[:1]))
+            graph = read_ghn2(walk(leaves, outputs[:1], all_leaves=False), kind)
+            return _architecture(graph, heads(leaves, outputs[:1]))
         except Refused:
             pass
-    return _architecture(read_ghn3(_walk(leaves, outputs, all_leaves=True), kind), _heads(leaves, outputs))
+    return _architecture(read_ghn3(walk(leaves, outputs, all_leaves=True), kind), heads(leaves, outputs))
 
 
 def _is_special(cls: type) -> bool:
@@ -82,7 +74,7 @@ def _is_special(cls: type) -> bool:
     )
 
 
-# --- running a copy ---------------------------------------------------------------------------------------------
+# --- running a copy -----------------------------------------------------------------------------------------
 
 
 @torch.inference_mode(False)
@@ -122,7 +114,8 @@ def _clone(model: nn.Module, device: str) -> tuple[nn.Module, dict[int, Leaf]]:
     """Copy the structure of ``model`` with float32 stand-ins for its tensors, all parameters trainable.
 
     Returns:
-        The copy, in train mode, and id of stand-in -> parameter (its name in ``model``, its owner in the copy).
+        The copy, in train mode, and id of stand-in -> parameter (its name in ``model``, its owner in the
+        copy).
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -154,7 +147,8 @@ def _clone(model: nn.Module, device: str) -> tuple[nn.Module, dict[int, Leaf]]:
 def _wrapped(module: nn.Module) -> nn.Module | None:
     """Return what a compiled or data-parallel wrapper calls."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return module.module
+        inner: nn.Module = module.module
+        return inner
     if type(module).__name__ == "OptimizedModule":
         return module._modules["_orig_mod"]
     return None
@@ -193,7 +187,11 @@ def _guesses(model: nn.Module) -> Iterator[tuple[Shape, torch.dtype]]:
     # two images: batch norm in train mode can't normalise one value per channel
     expected = getattr(model, "expected_input_sz", None) or getattr(model, "image_size", None)
     first = next(
-        (m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.Linear))),
+        (
+            m
+            for m in model.modules()
+            if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.Linear))
+        ),
         None,
     )
     if isinstance(expected, (tuple, list)):
@@ -221,157 +219,19 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-# --- the walk ---------------------------------------------------------------------------------------------------
+# --- the result ---------------------------------------------------------------------------------------------
 
 
-class _Step(NamedTuple):
-    """Stands for an autograd function: its name, what it reads, and what it saved."""
-
-    key: Any
-    name: str
-    reads: tuple[Any, ...]
-    function: Any
-
-
-def _step(function: Any) -> _Step:
-    if isinstance(function, _Step):
-        return function
-    name = _name(function)
-    reads = tuple(f for f, _ in function.next_functions if f is not None)
-    if name.startswith("ScaledDotProduct") or name.startswith("EfficientAttention"):
-        # Fused attention leaves one function; the weights were trained when it left these three.
-        sources = [f for f, _ in function.next_functions]
-        query, key, value, *rest = [*sources, None, None]
-        scores: Any = _plain((function, "scores"), "BmmBackward0", query, key)
-        mask = next((f for f in rest if f is not None), None)
-        if mask is not None:
-            scores = _plain((function, "mask"), "AddBackward0", scores, mask)
-        softmax = _plain((function, "softmax"), "SoftmaxBackward0", scores)
-        return _plain(function, "BmmBackward0", softmax, value)
-    if name.startswith("SafeSoftmax"):
-        name = name[len("Safe") :]
-    if name.startswith("Addmm") and function.next_functions[0][0] is not None:
-        reads = (_behind_copies(reads[0]), *reads[1:])
-    return _Step(function, name, reads, function)
-
-
-def _name(function: Any) -> str:
-    name: str = function.name()
-    return name.rpartition("::")[2]
-
-
-def _behind_copies(function: Any) -> Any:
-    """Return the bias that a linear layer adds a partly overwritten copy of (Swin's second version), else itself."""
-    below = function
-    while below is not None and _name(below).startswith(("CopySlices", "Clone")):
-        below = below.next_functions[0][0]
-    return below if hasattr(below, "variable") else function
-
-
-def _plain(key: Any, name: str, *reads: Any) -> _Step:
-    return _Step(key, name, tuple(f for f in reads if f is not None), None)
-
-
-@dataclass
-class _Ends:
-    head: int
-    tail: int
-
-
-def _walk(leaves: dict[int, Leaf], outputs: list[Tensor], *, all_leaves: bool) -> Graph:
-    """Walk depth-first from the outputs; an operation that reads parameters becomes one vertex for each of them."""
-    graph = Graph()
-    ends: dict[Any, _Ends | None] = {}
-    steps: dict[Any, _Step] = {}
-
-    def leaf_of(function: Any) -> Leaf | None:
-        variable = getattr(function, "variable", None)
-        leaf = None if variable is None else leaves.get(id(variable))
-        if leaf is None or all_leaves:
-            return leaf
-        return leaf if is_known_leaf(leaf) and not is_norm_bias(leaf) else None
-
-    def visit(step: _Step) -> None:
-        indices = []
-        for function in step.reads:
-            leaf = leaf_of(function)
-            if leaf is None:
-                continue
-            if function not in ends:
-                graph.append(Vertex(leaf.name, leaf))
-                ends[function] = _Ends(len(graph) - 1, len(graph) - 1)
-            indices.append(ends[function].tail)  # type: ignore[union-attr]
-        if not indices:
-            graph.append(Vertex(step.name, None, **_saved(step.function)))
-            indices = [len(graph) - 1]
-        ends[step.key] = _Ends(indices[0], indices[-1])
-        steps[step.key] = step
-
-    pending: list[Iterator[_Step]] = [iter([_step(o.grad_fn)]) for o in reversed(outputs)]
-    while pending:
-        step = next(pending[-1], None)
-        if step is None:
-            pending.pop()
-        elif step.key not in steps:
-            visit(step)
-            pending.append(iter([_step(f) for f in step.reads if getattr(f, "variable", None) is None]))
-
-    for key, step in steps.items():
-        head = ends[key].head  # type: ignore[union-attr]
-        for function in step.reads:
-            if getattr(function, "variable", None) is not None:
-                leaf = leaf_of(function)
-                if leaf is None:
-                    continue
-                tail, name = ends[function].tail, leaf.name  # type: ignore[union-attr]
-            else:
-                below = _step(function)
-                tail, name = ends[below.key].tail, below.name  # type: ignore[union-attr]
-            if tail != head:
-                graph.link(*((head, tail) if "bias" in name else (tail, head)))
-    return graph
-
-
-def _heads(leaves: dict[int, Leaf], outputs: list[Tensor]) -> set[str]:
-    """Name the parameters of the last layer before each output, behind nothing but operations with one input."""
-    names: set[str] = set()
-    for output in outputs:
-        step = _step(output.grad_fn)
-        while True:
-            below = [_step(f) for f in step.reads if getattr(f, "variable", None) is None]
-            turned = [f for s in below if s.name.startswith(("TBackward", "Transpose")) for f in s.reads]
-            read = [getattr(f, "variable", None) for f in (*step.reads, *turned)]
-            found = {leaves[id(v)].name for v in read if v is not None and id(v) in leaves}
-            if found or len(below) != 1:
-                names |= found
-                break
-            step = below[0]
-    return names
-
-
-def _saved(function: Any) -> dict[str, Any]:
-    saved: dict[str, Any] = {}
-    if hasattr(function, "_saved_keepdim"):
-        saved["keepdim"] = bool(function._saved_keepdim)
-    if hasattr(function, "_saved_kernel_size"):
-        size = function._saved_kernel_size
-        saved["kernel_size"] = (size, size) if isinstance(size, int) else tuple(size)
-    return saved
-
-
-# --- the result -------------------------------------------------------------------------------------------------
-
-
-def _architecture(graph: Graph, heads: set[str]) -> Architecture:
+def _architecture(graph: Graph, last_layers: set[str]) -> Architecture:
     """Write the graph down in our own primitives; attribute ``primitive`` is the original's.
 
-    A layer's bias, a vertex of its own to the originals, becomes a node of shape (n,) without parameters, and the
-    parameter is listed with its weight, whose attribute ``bias_node`` is the node's index.
+    A layer's bias, a vertex of its own to the originals, becomes a node of shape (n,) without parameters,
+    and the parameter is listed with its weight, whose attribute ``bias_node`` is the node's index.
     """
     place = {v.leaf.name: i for i, v in enumerate(graph.vertices) if v.leaf is not None}
     nodes = [_node(vertex, place) for vertex in graph.vertices]
     last = len(nodes)
-    ends = {place[name] for name in heads if name in place}
+    ends = {place[name] for name in last_layers if name in place}
     # a bias follows its weight
     ends -= {i for i in ends if nodes[i].attribute("bias_node") in ends}
     edges = {*graph.edges(), *((end, last) for end in ends or {last - 1})}

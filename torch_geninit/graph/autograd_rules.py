@@ -1,109 +1,22 @@
 """What the published hypernetworks do to an autograd walk before they use it as a graph.
 
-Every rule here is the original's, kept because weights were trained on what it gives; none is how one would write it
-anew. A vertex is known by its label: the parameter's name, or the autograd class (``"ReluBackward0"``).
+Every rule here is the original's, kept because weights were trained on what it gives; none is how one would
+write it anew. A vertex is known by its label: the parameter's name, or the autograd class
+(``"ReluBackward0"``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 from torch import nn
 
-from torch_geninit.graph.architecture import Shape
-
-# --- vertices and edges -------------------------------------------------------------------------------------------
+from torch_geninit.graph.autograd_graph import Graph, Leaf, Place, Vertex, prune, reachable, sort
 
 
 class Refused(Exception):
     """The GHN-2 original refuses this network."""
 
-
-@dataclass(frozen=True)
-class Leaf:
-    """A parameter, and the module (of the copy) that owns it."""
-
-    name: str
-    owner: nn.Module
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class Vertex:
-    label: str
-    leaf: Leaf | None = None
-    keepdim: bool = False
-    kernel_size: Shape | None = None
-
-
-@dataclass
-class Graph:
-    """A directed graph over an ordered list of vertices, with the rewiring deletion that the originals use."""
-
-    vertices: list[Vertex] = field(default_factory=list)
-    after: list[set[int]] = field(default_factory=list)
-    before: list[set[int]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.vertices)
-
-    def append(self, vertex: Vertex) -> int:
-        self.vertices.append(vertex)
-        self.after.append(set())
-        self.before.append(set())
-        return len(self.vertices) - 1
-
-    def link(self, source: int, target: int) -> None:
-        self.after[source].add(target)
-        self.before[target].add(source)
-
-    def unlink(self, source: int, target: int) -> None:
-        self.after[source].discard(target)
-        self.before[target].discard(source)
-
-    def edges(self) -> Iterator[tuple[int, int]]:
-        return ((source, target) for source, targets in enumerate(self.after) for target in targets)
-
-    def bridge(self, index: int) -> None:
-        """Link every predecessor of a vertex to every successor; its own edges stay until it is dropped."""
-        for source in sorted(self.before[index]):
-            for target in sorted(self.after[index]):
-                if source != target:
-                    self.link(source, target)
-
-    def isolate(self, index: int) -> None:
-        for source in self.before[index]:
-            self.after[source].discard(index)
-        for target in self.after[index]:
-            self.before[target].discard(index)
-        self.after[index], self.before[index] = set(), set()
-
-    def reorder(self, order: list[int]) -> None:
-        """Keep the vertices of ``order``, in that order."""
-        place = {old: new for new, old in enumerate(order)}
-        self.vertices = [self.vertices[old] for old in order]
-        self.after = [{place[t] for t in self.after[old] if t in place} for old in order]
-        self.before = [{place[s] for s in self.before[old] if s in place} for old in order]
-
-    def generations(self) -> list[int]:
-        """Topological order by generations (Kahn), ties by index; shorter than the graph where it has a cycle."""
-        waiting = [len(b) for b in self.before]
-        order: list[int] = []
-        generation = [i for i, n in enumerate(waiting) if n == 0]
-        while generation:
-            order += generation
-            following = []
-            for source in generation:
-                for target in self.after[source]:
-                    waiting[target] -= 1
-                    if waiting[target] == 0:
-                        following.append(target)
-            generation = sorted(following)
-        return order
-
-
-# --- module and operation tables ----------------------------------------------------------------------------------
 
 PRIMITIVES = (
     "max_pool",
@@ -196,49 +109,6 @@ def primitive(vertex: Vertex) -> str:
     return "conv"
 
 
-# --- pruning ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A vertex amid the list as it is during one pass."""
-
-    graph: Graph
-    index: int
-    labels: list[str]
-    position: int
-
-    @property
-    def label(self) -> str:
-        return self.labels[self.position]
-
-    @property
-    def vertex(self) -> Vertex:
-        return self.graph.vertices[self.index]
-
-    def near(self, offset: int) -> str:
-        return self.labels[(self.position + offset) % len(self.labels)]
-
-
-def _prune(graph: Graph, patterns: Iterable[str], keep: Callable[[_Place], bool]) -> None:
-    """Take out, pattern by pattern, the vertices whose label has the pattern in it and that ``keep`` doesn't want."""
-    left = list(range(len(graph)))
-    labels = [v.label for v in graph.vertices]
-    for pattern in patterns:
-        gone = set()
-        for position, index in enumerate(left):
-            if pattern in labels[position] and not keep(_Place(graph, index, labels, position)):
-                graph.bridge(index)
-                gone.add(index)
-        if gone:
-            # only now: within a pass what was taken out still counts as a neighbour
-            for index in gone:
-                graph.isolate(index)
-            left = [index for index in left if index not in gone]
-            labels = [graph.vertices[index].label for index in left]
-    graph.reorder(left)
-
-
 def _unsupported(graph: Graph, operations: Iterable[str]) -> list[str]:
     def known(vertex: Vertex) -> bool:
         if vertex.leaf is None:
@@ -248,7 +118,7 @@ def _unsupported(graph: Graph, operations: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(v.label for v in graph.vertices if not known(v)))
 
 
-# --- GHN-2 --------------------------------------------------------------------------------------------------------
+# --- GHN-2 --------------------------------------------------------------------------------------------------
 
 
 def read_ghn2(graph: Graph, kind: str) -> Graph:
@@ -263,9 +133,9 @@ def read_ghn2(graph: Graph, kind: str) -> Graph:
         if vertex.leaf and isinstance(vertex.leaf.owner, nn.Linear) and "bias" not in vertex.leaf.name:
             _put_weight_first(graph, index)
     _add_input(graph, [i for i, b in enumerate(graph.before) if not b], single=True)
-    _sort(graph)
+    sort(graph)
 
-    def keep(place: _Place) -> bool:
+    def keep(place: Place) -> bool:
         if place.label.startswith("Mul"):
             return place.near(-2).startswith("Hard")
         if place.label.startswith("Clone"):
@@ -277,7 +147,7 @@ def read_ghn2(graph: Graph, kind: str) -> Graph:
         return False
 
     unsupported = [p for p in _unsupported(graph, _GHN2_OPERATIONS) if p != "input"]
-    _prune(graph, ["Mul", "Clone", *unsupported, "Mean", "Add", "Cat"], keep)
+    prune(graph, ["Mul", "Clone", *unsupported, "Mean", "Add", "Cat"], keep)
     _check_connected(graph)
     if kind == _SQUEEZENET:
         _put_classifier_last(graph)
@@ -294,20 +164,11 @@ def _put_weight_first(graph: Graph, weight: int) -> None:
 
 def _check_connected(graph: Graph) -> None:
     for start, neighbours in ((0, graph.after), (len(graph) - 1, graph.before)):
-        if len(_reachable(neighbours, {start})) < len(graph):
+        if len(reachable(neighbours, {start})) < len(graph):
             raise Refused("vertices off every path from the input to the output")
 
 
-def _reachable(neighbours: list[set[int]], start: set[int]) -> set[int]:
-    seen, pending = set(start), list(start)
-    while pending:
-        new = neighbours[pending.pop()] - seen
-        seen |= new
-        pending += new
-    return seen
-
-
-# --- GHN-3 --------------------------------------------------------------------------------------------------------
+# --- GHN-3 --------------------------------------------------------------------------------------------------
 
 
 def read_ghn3(graph: Graph, kind: str) -> Graph:
@@ -318,8 +179,10 @@ def read_ghn3(graph: Graph, kind: str) -> Graph:
     if kind == _SWIN:
         _mend_swin(graph)
     _prune_ghn3(graph, ["Add", "Cat"])
-    _add_input(graph, [i for i, b in enumerate(graph.before) if not b and "weight" in graph.vertices[i].label])
-    _sort(graph)
+    _add_input(
+        graph, [i for i, b in enumerate(graph.before) if not b and "weight" in graph.vertices[i].label]
+    )
+    sort(graph)
     if kind == _VIT:
         _add_sum_after_positions(graph)
     if kind == _SQUEEZENET:
@@ -337,7 +200,7 @@ def _prune_ghn3(graph: Graph, patterns: list[str]) -> None:
     squeezes = any(word in v.label.lower() for v in graph.vertices for word in ("sigmoid", "swish"))
     inputs = [len(b) for b in graph.before]
 
-    def keep(place: _Place) -> bool:
+    def keep(place: Place) -> bool:
         label = place.label
 
         def near(offset: int) -> str:
@@ -362,11 +225,11 @@ def _prune_ghn3(graph: Graph, patterns: list[str]) -> None:
             return inputs[place.index] > 1
         return False
 
-    _prune(graph, patterns, keep)
+    prune(graph, patterns, keep)
 
 
 def _swap_weights_and_biases(graph: Graph) -> None:
-    """Make ... -> weight -> bias -> ... of a weight that hangs beside the path into the operation with its bias."""
+    """Make ... -> weight -> bias -> ... of a weight that hangs beside the path into its operation."""
     for i in range(len(graph)):
         if graph.before[i] or "weight" not in graph.vertices[i].label:
             continue
@@ -405,7 +268,7 @@ def _take_bypasses_off_softmax(graph: Graph) -> None:
 
 def _count_paths(after: list[set[int]], before: list[set[int]], source: int, target: int) -> int:
     """Count simple paths, up to two: a vertex from which the target can't be reached is never entered."""
-    useful = _reachable(before, {target})
+    useful = reachable(before, {target})
     count, path, stack = 0, [source], [iter(after[source] & useful)]
     while stack and count < 2:
         child = next(stack[-1], None)
@@ -466,7 +329,7 @@ def _add_sum_after_positions(graph: Graph) -> None:
 _GHN3_POSITIONS = "torchvision.models.vision_transformer.Encoder"
 
 
-# --- both ---------------------------------------------------------------------------------------------------------
+# --- both ---------------------------------------------------------------------------------------------------
 
 
 def _add_input(graph: Graph, first: list[int], *, single: bool = False) -> None:
@@ -475,21 +338,3 @@ def _add_input(graph: Graph, first: list[int], *, single: bool = False) -> None:
     new = graph.append(Vertex("input"))
     for target in first:
         graph.link(new, target)
-
-
-def _sort(graph: Graph) -> None:
-    """Sort topologically, the input first.
-
-    Where a layer is used twice the walk has closed a cycle, on which the originals give up sorting: it is cut where
-    the rest of the network enters it.
-    """
-    for i in range(len(graph)):
-        graph.unlink(i, i)
-    while len(order := graph.generations()) < len(graph):
-        sorted_ = set(order)
-        circular = [i for i in range(len(graph)) if i in _reachable(graph.after, graph.after[i])]
-        entry = max(circular, key=lambda i: (bool(graph.before[i] & sorted_), i))
-        for source in graph.before[entry] & _reachable(graph.after, {entry}):
-            graph.unlink(source, entry)
-    start = len(graph) - 1
-    graph.reorder([start, *(i for i in order if i != start)])

@@ -1,8 +1,8 @@
 """Elementwise operations and norms on meta tensors that leave the same autograd functions, only sooner.
 
-torch computes the shapes of these operations in Python, up to a millisecond and a half an operation, which is most of
-the time of a walk. Here each leaves one autograd function of the same name over the same inputs; everything that is
-not plain (views changed in place, mixed types) goes to torch.
+torch computes the shapes of these operations in Python, up to a millisecond and a half an operation, which
+is most of the time of a walk. Here each leaves one autograd function of the same name over the same inputs;
+everything that is not plain (views changed in place, mixed types) goes to torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Shape(torch.autograd.Function):
 
 def _function(name: str) -> Any:
     # autograd calls a function's node by the name of its class, with Backward after it
-    return type(name, (_Shape,), {}).apply
+    return type(name, (_Shape,), {}).apply  # type: ignore[attr-defined]
 
 
 _RELU, _HARDTANH, _ADD, _MUL = map(_function, ("Relu", "Hardtanh", "Add", "Mul"))
@@ -70,7 +70,7 @@ class ShapesOnly(TorchFunctionMode):
             in_place = func in (F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid) and bool(
                 kwargs.get("inplace", args[1] if len(args) > 1 else False)
             )
-            if _plain(x) and not (in_place and x._is_view()):
+            if isinstance(x, Tensor) and _plain(x) and not (in_place and x._is_view()):
                 return _UNARY[func](x, in_place, None)
         elif func in _BINARY and len(args) == 2 and not kwargs:
             function, in_place = _BINARY[func]
@@ -92,13 +92,17 @@ def _binary(function: Any, in_place: bool, x: Any, y: Any) -> Tensor | None:
     if isinstance(y, int | float):
         shape = x.shape
     elif _plain(y):
-        shape = x.shape if x.shape == y.shape else torch.broadcast_shapes(x.shape, y.shape)
+        shape = x.shape if x.shape == y.shape else _broadcast(x.shape, y.shape)
     else:
         return None
     if in_place and (x._is_view() or shape != x.shape):
         return None
     out: Tensor = function(x, in_place, None if shape == x.shape else shape, y)
     return out
+
+
+def _broadcast(*shapes: torch.Size) -> torch.Size:
+    return torch.broadcast_shapes(*shapes)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _plain(x: Any) -> bool:
