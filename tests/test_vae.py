@@ -31,14 +31,14 @@ reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
 
 
-def record(name="conv", kernel_size=(3, 3), fan_in=36, depth=0.5):
-    return {"name": name, "kernel_size": list(kernel_size), "fan_in": fan_in, "depth": depth}
+def record(name="conv", kernel_size=(3, 3), fan_in=36, depth=0.5, std=0.5):
+    return {"name": name, "kernel_size": list(kernel_size), "fan_in": fan_in, "depth": depth, "std": std}
 
 
-def random_vaes(*layers, decoder="slice", latent=3, hidden=5, seed=0):
+def random_vaes(*layers, decoder="slice", latent=3, hidden=5, seed=0, **card):
     """VAEs with random tensors, so that every one of them matters."""
     sizes = {"decoder": decoder, "latent": latent, "hidden": hidden, "layers": list(layers) or [record()]}
-    generator = SliceVAEs({"sizes": sizes}).requires_grad_(False).eval()
+    generator = SliceVAEs({"sizes": sizes, **card}).requires_grad_(False).eval()
     noise = torch.Generator().manual_seed(seed)
     for name, tensor in generator.state_dict().items():
         tensor.normal_(generator=noise).mul_(0.5)
@@ -147,6 +147,14 @@ def test_scale_follows_fan_in():
     torch.testing.assert_close(depthwise, same * 2)
 
 
+def test_he_scale_needs_only_the_trained_layers_std():
+    generator = random_vaes(record(fan_in=999, std=0.25), scale="he")
+    raw = generator.draw(0, 32, noise_stream(0, "weight"))
+    for module in (nn.Conv2d(16, 2, 3), nn.Conv2d(4, 8, 3)):
+        expected = raw / 0.25 * math.sqrt(2 / (9 * module.in_channels))
+        torch.testing.assert_close(drawn(generator, module)["weight"].view(32, 9), expected)
+
+
 def test_nearest_depth_of_the_same_kernel_size_serves():
     generator = random_vaes(
         record("a", depth=0.0), record("b", (5, 5), depth=0.1), record("c", depth=0.5), record("d", depth=1.0)
@@ -161,7 +169,7 @@ def test_every_convolution_of_resnet20_gets_its_own_vae(tmp_path):
     model = resnet20()
     make_zoo(tmp_path, 2)
     layers = [s.layer for s in read_slices(tmp_path, ("0",))]
-    generator = random_vaes(*(record(s.name, s.kernel_size, s.fan_in, s.depth) for s in layers))
+    generator = random_vaes(*(record(s.name, s.kernel_size, s.fan_in, s.depth, s.std) for s in layers))
     plan = plan_layers(model, generator, "test")
     served = {e.name: layers[generator.choose(e.layer.kernel_size, e.layer.depth)] for e in plan.generated}
     assert len(served) == 19
@@ -199,6 +207,7 @@ def test_what_no_vae_makes_is_refused_with_a_reason():
         ({"decoder": "other"}, "sizes.decoder"),
         ({"layers": [record(depth=1.5)]}, "depth"),
         ({"layers": [record(fan_in=0)]}, "fan_in"),
+        ({"layers": [record(std=0.0)]}, "std"),
         ({"layers": [record(kernel_size=(3, -3))]}, "kernel_size"),
     ],
 )
@@ -206,6 +215,8 @@ def test_a_card_with_impossible_sizes_is_refused(change, message):
     sizes = {"decoder": "slice", "latent": 2, "hidden": 4, "layers": [record()], **change}
     with pytest.raises(ValueError, match=message):
         SliceVAEs({"sizes": sizes})
+    with pytest.raises(ValueError, match="scale"):
+        random_vaes(scale="xavier")
 
 
 def test_a_generator_file_gives_the_same_weights(tmp_path):
@@ -264,6 +275,13 @@ def test_trained_vaes_reproduce_scale_correlation_and_tails(tmp_path):
         assert r["log_likelihood"] > r["covariance"] > r["normal"]
         assert r["elbo"] <= r["log_likelihood"] + 0.02
         assert r["spectral_ratio"] == pytest.approx(1, abs=0.05), "these slices were drawn independently"
+    # The card's scale is that of the slices: a ResNet-20 at He's scale has He's standard deviation.
+    he = SliceVAEs({**trained.generator.card, "scale": "he"})
+    he.load_state_dict(trained.generator.state_dict())
+    for name, weight in drawn(he, resnet20()).items():
+        law = math.sqrt(2 / math.prod(weight.shape[1:]))
+        if weight.numel() > 5000:
+            assert weight.std().item() == pytest.approx(law, rel=0.1), name
     # Against the law itself: variance of a t with 6 degrees of freedom is 6/4.
     index = [layer.name for layer in trained.generator.layers].index("layer3.1.conv1.weight")
     slices = trained.generator.draw(index, 50_000, noise_stream(0, "x"))

@@ -35,12 +35,14 @@ class TrainedLayer:
         kernel_size: one extent for each spatial dimension.
         fan_in: inputs of one of its filters.
         depth: relative position among the convolutions of that network, 0 is the first, 1 the last.
+        std: root mean square of its trained weights; a record without it means He's law.
     """
 
     name: str
     kernel_size: Shape
     fan_in: int
     depth: float
+    std: float
 
 
 class SliceDecoder(nn.Module):
@@ -151,13 +153,14 @@ class SliceVAEs(WeightGenerator):
     r"""Weights of convolutions, drawn slice by slice from VAEs of trained kernels.
 
     A layer is served by the VAE of its kernel size that is nearest in relative depth. Each slice (o, i) gets
-    its own noise. What was learned about scale is relative to He's law, std = sqrt(2 / fan_in), so that it
-    carries over to other widths:
+    its own noise. Draws x of the VAE have the trained layer's scale; a new layer gets either the same scale
+    relative to He's law, std = sqrt(2 / fan_in), so that it carries over to other widths, or He's scale:
 
-    .. math:: W = \sqrt{\text{fan\_in}_\text{trained} / \text{fan\_in}} \; x, \quad x \sim \text{VAE}
+    .. math:: W = x \sqrt{\text{fan\_in}_\text{trained} / \text{fan\_in}}
+        \quad\text{or}\quad W = x \sqrt{2 / \text{fan\_in}} / \text{std}_\text{trained}
 
     Card entries read here: ``sizes`` with ``decoder`` ("slice" or "paper"), ``latent``, ``hidden`` and
-    ``layers``, a list of objects with the fields of :class:`TrainedLayer`.
+    ``layers``, a list of objects with the fields of :class:`TrainedLayer`; ``scale``, "learned" or "he".
     """
 
     kind = "vae"
@@ -168,6 +171,9 @@ class SliceVAEs(WeightGenerator):
         self.layers = tuple(_trained_layer(record) for record in sizes["layers"])
         if not self.layers:
             raise ValueError("sizes.layers is empty; expected a record for each trained convolution")
+        self.scale = card.get("scale", "learned")
+        if self.scale not in ("learned", "he"):
+            raise ValueError(f"scale: expected 'learned' or 'he', got {self.scale!r}")
         self.decoders = nn.ModuleList(_decoder(sizes, layer.kernel_size) for layer in self.layers)
 
     def choose(self, kernel_size: Shape, depth: float) -> int | None:
@@ -218,7 +224,11 @@ class SliceVAEs(WeightGenerator):
         index = None if layer is None else self.choose(layer.kernel_size, layer.depth)
         if index is None:
             raise ValueError(f"{entry.name}: {self.refusal(entry, None)}; the plan must not ask for it")
-        gain = math.sqrt(self.layers[index].fan_in / entry.fan_in)
+        trained = self.layers[index]
+        if self.scale == "he":
+            gain = math.sqrt(2 / entry.fan_in) / trained.std
+        else:
+            gain = math.sqrt(trained.fan_in / entry.fan_in)
         stream = noise_stream(seed, entry.canonical)
         slices = self.draw(index, math.prod(entry.shape[:2]), stream, gain, noise_scale)
         return Tile(slices.view(entry.shape), entry.shape, name=entry.canonical)
@@ -243,7 +253,10 @@ def _trained_layer(record: Mapping[str, Any]) -> TrainedLayer:
         raise ValueError(f"layer {record['name']!r}: expected a positive whole fan_in, got {fan_in!r}")
     if not 0 <= depth <= 1:
         raise ValueError(f"layer {record['name']!r}: expected a depth from 0 to 1, got {depth}")
-    return TrainedLayer(str(record["name"]), kernel_size, fan_in, depth)
+    std = float(record.get("std", math.sqrt(2 / fan_in)))
+    if not (math.isfinite(std) and std > 0):
+        raise ValueError(f"layer {record['name']!r}: expected a positive std, got {std}")
+    return TrainedLayer(str(record["name"]), kernel_size, fan_in, depth, std)
 
 
 def _decoder(sizes: Mapping[str, Any], kernel_size: Shape) -> nn.Module:

@@ -90,12 +90,15 @@ def read_slices(zoo: str | Path, names: Sequence[str]) -> list[LayerSlices]:
                         "the state dict of a ResNet-20"
                     )
                 stacks[name].append(value.flatten(0, 1).flatten(1))
-    last = len(expected) - 1
-    return [
-        LayerSlices(
-            TrainedLayer(name, tuple(weight.shape[2:]), math.prod(weight.shape[1:]), index / last),
-            torch.stack(stacks[name]),
-            weight.shape[0],
+    layers = []
+    for index, (name, weight) in enumerate(expected.items()):
+        values = torch.stack(stacks[name])
+        layer = TrainedLayer(
+            name,
+            tuple(weight.shape[2:]),
+            fan_in=math.prod(weight.shape[1:]),
+            depth=index / (len(expected) - 1),
+            std=values.square().mean().sqrt().item(),
         )
-        for index, (name, weight) in enumerate(expected.items())
-    ]
+        layers.append(LayerSlices(layer, values, weight.shape[0]))
+    return layers
