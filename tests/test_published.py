@@ -468,23 +468,25 @@ def test_every_parameter_of_every_torchvision_model(family: int) -> None:
     assert len(names) == 80
     for name in names:
         model = network(name, classes=10)
-        architecture = generator.trace(model)
-        parameters = dict(model.named_parameters())
-        missing = {parameter.rpartition(".")[2] for parameter in set(parameters) - set(architecture.uses)}
+        plan = geninit.plan(model, "ghn", pretrained=generator)
+        tiles = plan.predict().tiles
+        missing = {entry.name for entry in plan.entries} - set(tiles)
         if family == 2 and name in ("googlenet", "inception_v3"):
             # GHN-2 follows the first output only
-            assert all("aux" in p.lower() for p in set(parameters) - set(architecture.uses))
+            assert missing
+            assert all("aux" in parameter.lower() for parameter in missing)
         else:
-            assert missing <= set(UNPREDICTED), name
+            assert {parameter.rpartition(".")[2] for parameter in missing} <= set(UNPREDICTED), name
         complete += not missing
-        shapes = {n: tuple(parameters[n].shape) for n in architecture.uses}
-        values = generator.decode(architecture, shapes, lambda n: noise_stream(0, n))
-        for parameter, value in values.items():
-            assert torch.isfinite(value).all(), (name, parameter)
-            assert value.shape[2:] == shapes[parameter][2:], (name, parameter)
-            assert all(n <= m for n, m in zip(value.shape, shapes[parameter], strict=True))
-        assert architecture.nodes[0].op == "input"
-        assert architecture.nodes[-1].op == "output"
+        for entry in plan.generated:
+            tile = tiles[entry.name]
+            assert tile.finite(), (name, entry.name)
+            assert tile.shape == entry.shape, (name, entry.name)
+            extents = zip(tile.values.shape, entry.shape, strict=True)
+            assert all(0 < block <= whole for block, whole in extents), (name, entry.name)
+        assert plan.architecture is not None
+        assert plan.architecture.nodes[0].op == "input"
+        assert plan.architecture.nodes[-1].op == "output"
     assert complete == {2: 62, 3: 64}[family]
 
 

@@ -193,9 +193,9 @@ def build(
     if wrong:
         first = wrong[0]
         raise ConversionError(
-            f"the checkpoint is not of the GHN that its tensors make it look like: {len(wrong)} tensors "
-            f"differ, the first is {first!r}: expected {expected.get(first)}, got {found.get(first)}. Check that "
-            "it is the checkpoint of a hypernetwork, not of a network made by one"
+            f"the checkpoint is not of the GHN that its tensors make it look like: {len(wrong)} of them "
+            f"differ, the first is {first!r}: expected {expected.get(first)}, got {found.get(first)}. "
+            "Check that it is the checkpoint of a hypernetwork, not of a network made by one"
         )
     loaded = {name: values[name].detach().to(torch.float32).contiguous() for name in expected}
     for name, tensor in loaded.items():
