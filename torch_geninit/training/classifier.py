@@ -26,8 +26,7 @@ class Phase(NamedTuple):
 class Recipe:
     """How to train a classifier.
 
-    The rate rises linearly over ``warmup`` of all steps; then it falls linearly to 0, or stays without
-    ``decay``.
+    The rate rises linearly over ``warmup`` of all steps, then falls linearly to 0.
 
     Attributes:
         optimizer: ``"sgd"`` with Nesterov momentum, or ``"muon"``: orthogonalised momentum for convolution
@@ -41,7 +40,6 @@ class Recipe:
     weight_decay: float = 5e-4
     batch_size: int = 128
     warmup: float = 0.2
-    decay: bool = True
     augment: Augment = "flip-crop"
     optimizer: Literal["sgd", "muon"] = "sgd"
 
@@ -59,8 +57,7 @@ class Recipe:
     def share_of_lr(self, progress: float) -> float:
         """Share of the peak learning rate at ``progress`` in [0, 1]."""
         rising = progress / self.warmup if self.warmup else math.inf
-        falling = (1 - progress) / (1 - self.warmup) if self.decay else 1.0
-        return min(rising, falling)
+        return min(rising, (1 - progress) / (1 - self.warmup))
 
 
 class Score(NamedTuple):

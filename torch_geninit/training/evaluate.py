@@ -81,7 +81,7 @@ def recipes(
     """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up, He beside
     it.
 
-    The rate rises over ``warmup`` of the steps and then stays, as in a user's first epochs of a long run.
+    The rate rises over ``warmup`` of the steps and falls linearly to zero at the end of the last epoch.
     """
     rows = []
     for lr, warmup, scale in product(rates, warmups, [0.0, *scales]):
@@ -98,7 +98,6 @@ def recipes(
             lr=lr,
             warmup=warmup,
             weight_decay=1e-4,
-            decay=False,
         )
         train_classifier(model, train, recipe, seed=seed, description=f"lr {lr} scale {scale}")
         geninit.recalibrate_bn_(model, train.spread(2000).batches())

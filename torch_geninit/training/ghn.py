@@ -25,6 +25,9 @@ from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import resnet20
 from torch_geninit.training.run import Run
 
+NOISE_START = 0.2
+"""Standard deviation of new noise weights; those of the embedding beside them have about 0.05."""
+
 SAVE_EVERY = 500
 """Steps between checkpoints: a few minutes on two cores."""
 
@@ -262,7 +265,11 @@ def check(
 
 
 def warm_start_(generator: GraphHyperNetwork, trained: Mapping[str, Tensor]) -> None:
-    """Copy trained weights; columns of the first decoder layer that read noise keep a small random start."""
+    """Copy trained weights; decoder columns that read noise are drawn from N(0, NOISE_START^2).
+
+    Two equal draws are a stationary point of the diversity loss, so the start must be loud enough to leave
+    it.
+    """
     own = generator.state_dict()
     if set(own) != set(trained):
         raise ValueError(
@@ -274,6 +281,9 @@ def warm_start_(generator: GraphHyperNetwork, trained: Mapping[str, Tensor]) -> 
             value = trained[name]
             if tensor.shape != value.shape:
                 tensor[:, : value.shape[1]] = value
+                stream = noise_stream(0, name)
+                fresh = torch.randn(tensor[:, value.shape[1] :].shape, generator=stream)
+                tensor[:, value.shape[1] :] = NOISE_START * fresh
             else:
                 tensor.copy_(value)
 
