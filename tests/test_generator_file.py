@@ -221,10 +221,10 @@ class TestHeader:
         with open(path, "wb") as sparse:
             sparse.write(struct.pack("<Q", 1 << 30) + b"{")
             sparse.truncate(4 << 30)
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         with pytest.raises(GeneratorFileError, match="announces a header"):
             file.read(path)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
         os.truncate(path, file.MAX_FILE_BYTES + 1)
         with pytest.raises(GeneratorFileError, match="larger than"):
@@ -314,11 +314,11 @@ class TestTensors:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # A terabyte of parameters, were they allocated.
         refused(path, raw(card(sizes={"width": 2**19, "depth": 2})), "expected shape (524288, 524288)")
-        start = time.perf_counter()
+        start = time.process_time()
         refused(
             path, raw(card(sizes={"width": 1, "depth": 2**20})), "far more parameters than the file holds"
         )
-        assert time.perf_counter() - start < 10
+        assert time.process_time() - start < 10
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 * 1024
 
     def test_a_class_whose_tensors_no_file_restores_is_named(

@@ -142,12 +142,11 @@ class TestDownload:
     )
     def test_refusals(self, server: FakeHub, cache: Path, status: int, code: str, part: str) -> None:
         server.status, server.error_code = status, code
-        start = time.perf_counter()
         message = failure(token="hf_secret")
-        assert time.perf_counter() - start < 5
         assert part in message and server.endpoint in message
         assert "hf_secret" not in message
-        assert server.count("GET") == 0
+        # Asked once, without the client's retries.
+        assert (server.count("HEAD"), server.count("GET")) == (1, 0)
 
     def test_too_many_requests(self, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         server.status = 429
@@ -157,18 +156,39 @@ class TestDownload:
         server.silent = ("HEAD",)
         start = time.perf_counter()
         message = failure()
-        assert download.TIMEOUT_SECONDS <= time.perf_counter() - start < download.TIMEOUT_SECONDS + 3
+        # The client alone takes 23 seconds; the rest is room for a busy machine.
+        assert download.TIMEOUT_SECONDS <= time.perf_counter() - start < 15
         assert "no complete answer" in message and server.endpoint in message
-        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
-        start = time.perf_counter()
-        failure()
-        assert time.perf_counter() - start < 3
+        assert server.count("HEAD") == 1
+
+    @pytest.mark.parametrize(("variable", "expected"), [(10, 5.0), (1, 1), (60, 60)])
+    def test_the_clients_own_variable_rules_the_wait(
+        self, server: FakeHub, monkeypatch: pytest.MonkeyPatch, variable: int, expected: float
+    ) -> None:
+        asked: list[float] = []
+        original = huggingface_hub.get_hf_file_metadata
+
+        def spy(url: str, **options: Any) -> Any:
+            asked.append(options["timeout"])
+            return original(url, **options)
+
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", spy)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", variable)
+        hub.load("toy")
+        assert asked == [expected]
+
+    @pytest.mark.full
+    def test_content_never_comes(self, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The client resumes five times, whatever it is asked; its own variable shortens each wait.
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+        server.silent = ("GET",)
+        assert "HF_HUB_DOWNLOAD_TIMEOUT" in failure()
 
     def test_nobody_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
         use_endpoint("http://127.0.0.1:9", monkeypatch)
         start = time.perf_counter()
         assert "no complete answer from http://127.0.0.1:9" in failure()
-        assert time.perf_counter() - start < 3
+        assert time.perf_counter() - start < 15
 
     def test_truncated(self, server: FakeHub, cache: Path) -> None:
         server.cut = 100
@@ -221,7 +241,7 @@ class TestOffline:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", way == "environment")
         start = time.perf_counter()
         message = failure(local_files_only=way == "argument")
-        assert time.perf_counter() - start < 0.5
+        assert time.perf_counter() - start < 2
         assert "offline mode is on" in message and "(not there)" in message
         assert not server.requests
 
@@ -383,12 +403,13 @@ for index in range(count):
             os.setgid(user)
             os.setuid(user)
         time.sleep(max(0.0, start - time.time()))
-        print(fetch(Source(*source)), flush=True)
+        said = str(fetch(Source(*source)))
         code = 0
     except BaseException as error:
-        print(type(error).__name__, str(error).replace("\\n", " "), flush=True)
-    finally:
-        os._exit(code)
+        said = f"{type(error).__name__}: {error}".replace("\\n", " ")
+    # In one piece, since all write to the same pipe.
+    os.write(1, f"{said}\\n".encode())
+    os._exit(code)
 print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
 """
 
@@ -397,13 +418,15 @@ def run_processes(
     count: int, source: list[Any], environment: dict[str, str], user: int | None = None
 ) -> tuple[list[str], list[int]]:
     """Call fetch in so many processes at once; what each printed, and their exit codes."""
+    # A busy machine may keep eight processes and the server waiting for each other.
+    patient = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_ETAG_TIMEOUT": "60"}
     done = subprocess.run(
         [sys.executable, "-c", PROCESSES, json.dumps([count, user, source])],
-        env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
+        env={**os.environ, **patient, **environment},
         cwd=Path(manifest.__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     *lines, codes = done.stdout.splitlines()
@@ -421,7 +444,8 @@ class TestProcesses:
         environment = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home")}
         lines, codes = run_processes(8, self.source(content), environment)
         assert codes == [0] * 8, lines
-        (path,) = set(lines)
+        assert len(set(lines)) == 1, set(lines)
+        path = lines[0]
         assert Path(path).read_bytes() == content
         assert path.startswith(str(tmp_path / "home"))
         assert server.count("GET") == 1

@@ -13,7 +13,9 @@ from toy_generator import record
 
 from torch_geninit import manifest
 from torch_geninit.generators import file
+from torch_geninit.graph import vocabulary
 from torch_geninit.manifest import ManifestError
+from torch_geninit.training.export import reference_graphs
 
 
 def text(*records: Any, **top: Any) -> str:
@@ -194,6 +196,13 @@ class TestShipped:
                 card = file.read_card(files[name])
                 assert (card["kind"], card["licence"]) == (record_.kind, record_.licence)
                 assert (card["vocabulary"], card["input"]) == (record_.vocabulary, record_.input)
+
+    def test_todays_tracer_sees_the_graphs_of_training(self) -> None:
+        for record_ in manifest.read():
+            if record_.vocabulary["graphs"] and (path := manifest.SHIPPED / record_.filename).exists():
+                classes = len(file.read_card(path)["classes"])
+                graphs = reference_graphs(classes, record_.input["size"])
+                assert record_.vocabulary == {"version": vocabulary.VERSION, "graphs": graphs}
 
     def test_together_they_are_small(self) -> None:
         assert sum(path.stat().st_size for path in manifest.SHIPPED.glob("*")) <= 15e6

@@ -221,4 +221,7 @@ def _reason(error: Exception) -> str:
         return f"{error.filename or 'the cache'} can't be written ({error.strerror or error})"
     if isinstance(error, OSError):
         return str(error)
-    return f"no complete answer from {where} ({type(error).__name__}: {error})"
+    return (
+        f"no complete answer from {where} ({type(error).__name__}: {error}); HF_HUB_ETAG_TIMEOUT and "
+        "HF_HUB_DOWNLOAD_TIMEOUT change how long is waited"
+    )
