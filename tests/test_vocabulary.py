@@ -32,6 +32,17 @@ FAST = [
     "googlenet",
 ]
 CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
+INITIALISERS = tuple(
+    f"{law}_" for law in "normal uniform trunc_normal kaiming_normal kaiming_uniform".split()
+)
+FX_READS = [
+    "resnet18",
+    "densenet121",
+    "mobilenet_v3_small",
+    "googlenet",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+]
 KINDS = {
     nn.Conv2d: "conv",
     nn.Linear: "linear",
@@ -136,8 +147,7 @@ def weighted_neighbours(edges: set[tuple[Any, Any]], weighted: dict[Any, str]) -
     return found
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "googlenet",
-                                  "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf"])  # fmt: skip
+@pytest.mark.parametrize("name", [*FX_READS, "efficientnet_b0", "regnet_y_400mf"])
 def test_connections_are_those_that_fx_finds_in_the_source(name: str) -> None:
     """torch.fx reads the Python code symbolically, a way that has nothing in common with ours."""
     model = build(name).eval()
@@ -187,7 +197,7 @@ def test_counts_are_those_of_the_published_architectures() -> None:
     "name", ["resnet18", "mobilenet_v3_small", "densenet121", "swin_t", "swin_v2_t", "vit_b_16"]
 )
 def test_shortcuts_say_what_aten_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor that a shortcut makes in these networks has the size, type and layout that ATen gives it."""
+    """A tensor that a shortcut makes has the size, type and layout that ATen gives it."""
 
     def strides(tensor: torch.Tensor) -> list[int]:
         return [step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]

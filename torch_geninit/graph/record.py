@@ -35,6 +35,7 @@ class Operation(NamedTuple):
     arguments: tuple[str, ...]
     written: tuple[str, ...]
     shortcut: Shortcut | None
+    composite: bool
 
 
 class Call(NamedTuple):
@@ -214,6 +215,9 @@ class Recorder(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             operation = _OPERATIONS.get(func) or _describe(func)
             rule = operation.rule
+            if operation.composite and torch.is_inference_mode_enabled():  # nobody took it apart yet
+                with self:
+                    return func.decompose(*args, **(kwargs or {}))
             if rule == "view":
                 result = func(*args, **kwargs) if kwargs else func(*args)
                 if self._folded is not None:
@@ -310,6 +314,7 @@ def _describe(func: Any) -> Operation:
         tuple(argument.name for argument in schema.arguments),
         tuple(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write),
         SHORTCUTS.get(schema.name.rpartition("::")[2]),
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"),
     )
     _OPERATIONS[func] = operation
     return operation

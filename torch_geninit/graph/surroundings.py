@@ -100,7 +100,7 @@ def _attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
         return result
     named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
     operands = [(n, t, recorder.value(t)) for n, t in named.items() if isinstance(t, Tensor)]
-    operation = Operation(func.__name__, "attention", (), (), None)
+    operation = Operation(func.__name__, "attention", (), (), None, False)
     recorder.assign([result], attention(recorder, Call(operation, operands, named, [result])))
     return result
 

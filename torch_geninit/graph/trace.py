@@ -155,7 +155,10 @@ def _copy(tensor: Tensor) -> Tensor:
     if tensor.device.type == "meta":
         data = torch.zeros(tensor.shape, dtype=dtype)
     else:
-        data = tensor.detach().to("cpu", dtype, copy=True)
+        data = tensor.detach()
+        if hasattr(data, "full_tensor"):  # sharded
+            data = data.full_tensor()
+        data = data.to("cpu", dtype, copy=True)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=dtype.is_floating_point or dtype.is_complex)
     return data

@@ -106,8 +106,8 @@ RULES: Final[dict[str, str]] = _table(
         cos cosh elu erf erfc exp exp2 expm1 floor glu hardshrink hardsigmoid hardswish hardtanh leaky_relu
         log log10 log1p log2 log_sigmoid log_sigmoid_forward mish _prelu_kernel prelu pow reciprocal round
         rrelu rrelu_with_noise rrelu_with_noise_functional rsqrt selu sgn sign sin sinc sinh softplus
-        softshrink sqrt square threshold tan trunc frac erfinv lgamma digamma i0 logit nan_to_num maximum minimum
-        floor_divide fmod remainder""",
+        softshrink sqrt square threshold tan trunc frac erfinv lgamma digamma i0 logit nan_to_num
+        maximum minimum floor_divide fmod remainder""",
     affine="neg negative positive",
     constant="""arange empty empty_strided eye full linspace logspace new_empty new_empty_strided new_full
         new_ones new_zeros ones rand randint randn randperm scalar_tensor zeros tril_indices triu_indices
