@@ -22,6 +22,7 @@ LAYERS = [
     {"manifest", "download", "hub", "calibrate"},
     {"coverage"},
     {"initializers"},
+    {"restricted_pickle", "convert"},
     {"__init__"},
     {"training"},
 ]

@@ -173,6 +173,7 @@ class GraphHyperNetwork(WeightGenerator):
         row = {index: position for position, index in enumerate(order)}
         groups: dict[tuple[str, Shape], list[str]] = defaultdict(list)
         head = head_node(architecture)
+        normalised = normalised_kernels(architecture)
         for name, (index, use) in uses.items():
             groups[self._group(architecture.nodes[index], use, index == head)].append(name)
         tiles: dict[str, Tensor] = {}
@@ -182,6 +183,10 @@ class GraphHyperNetwork(WeightGenerator):
                 full = uses[name][1].shape
                 if part in ("kernel", "head"):
                     fan_in = full[1] * (shape[2] * shape[3] if part == "kernel" else 1)
+                    if name in normalised:
+                        # BatchNorm hides a kernel's scale from the loss, so training would let it drift to
+                        # where the first steps of SGD, whose effective rate is lr / |w|^2, wreck the network.
+                        values = values / values.square().mean().clamp(min=1e-12).sqrt()
                     values = values * (2 / fan_in) ** 0.5
                 tiles[name] = values.view(tile_shape(full, values.shape))
         return tiles

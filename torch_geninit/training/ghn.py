@@ -151,6 +151,7 @@ def train_ghn(
     *,
     noise: int = 0,
     diversity: float = 1.0,
+    floor: float = -1.0,
     start: str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -161,7 +162,7 @@ def train_ghn(
 
     With ``noise`` > 0 each step makes two draws z, z' and the loss is::
 
-        L = (CE(f_z) + CE(f_z')) / 2 + diversity * cos(f_z, f_z')
+        L = (CE(f_z) + CE(f_z')) / 2 + diversity * max(cos(f_z, f_z'), floor)
 
     on the flattened logits of the same batch (paper, section on noise GHN). ``start`` is a trained
     generator's file to warm-start from; the noise inputs it lacks start near zero.
@@ -206,7 +207,7 @@ def train_ghn(
                 pair = [logits_through(generator, network, images, z).float() for z in draws]
                 cross_entropy = sum(F.cross_entropy(f, labels) for f in pair) / 2
                 cosine = F.cosine_similarity(pair[0].flatten(), pair[1].flatten(), dim=0)
-                loss = cross_entropy + diversity * cosine
+                loss = cross_entropy + diversity * cosine.clamp(min=floor)
             else:
                 loss = F.cross_entropy(logits_through(generator, network, images).float(), labels)
         optimizer.zero_grad()
@@ -308,6 +309,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--noise", type=int, default=0, help="noise values per node; 0 is a plain GHN")
     parser.add_argument("--diversity", type=float, default=1.0, help="weight of the cosine between draws")
+    parser.add_argument(
+        "--floor", type=float, default=-1.0, help="cosine between draws below which there is no pull apart"
+    )
     parser.add_argument("--start", help="trained generator file to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -325,6 +329,7 @@ def main(arguments: argparse.Namespace) -> None:
         Schedule(parse_phases(arguments.phases), arguments.lr, arguments.warmup, arguments.batch_size),
         noise=arguments.noise,
         diversity=arguments.diversity,
+        floor=arguments.floor,
         start=arguments.start,
         seed=arguments.seed,
         device=arguments.device,
