@@ -98,8 +98,19 @@ def test_kernels_match_the_twin(
         tiles = generator(architecture, [weight])
         x = reference.embed(generator, architecture)[architecture.uses[weight][0]]
         x = torch.cat([x, torch.zeros(3)])
-        expected = reference.kernel(generator, x, o, i, (3, 3), shape)
+        expected = reference.kernel(generator, x, o, i, (3, 3), shape, normalised=True)
     torch.testing.assert_close(tiles[weight], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_kernel_without_batch_norm_keeps_its_gain(generator: GraphHyperNetwork) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    architecture = trace(plain, torch.zeros(1, 3, 16, 16))
+    with torch.no_grad():
+        tiles = generator(architecture, ["0.weight"])
+        x = reference.embed(generator, architecture)[architecture.uses["0.weight"][0]]
+        x = torch.cat([x, torch.zeros(3)])
+        expected = reference.kernel(generator, x, 8, 3, (3, 3), (8, 3), normalised=False)
+    torch.testing.assert_close(tiles["0.weight"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_parameter_does_not_depend_on_which_others_are_asked_for(

@@ -77,9 +77,18 @@ def embed(generator: GraphHyperNetwork, architecture: Architecture) -> Tensor:
 
 
 def kernel(
-    generator: GraphHyperNetwork, x: Tensor, o: int, i: int, size: tuple[int, int], shape: tuple[int, int]
+    generator: GraphHyperNetwork,
+    x: Tensor,
+    o: int,
+    i: int,
+    size: tuple[int, int],
+    shape: tuple[int, int],
+    normalised: bool,
 ) -> Tensor:
-    """W[o, i, s] = gain(x) sum_r c_r(x, s) T_r[o, i] sqrt(2 / fan_in), the kernel cropped from the middle."""
+    """W[o, i, s] = gain(x) sum_r c_r(x, s) T_r[o, i] sqrt(2 / fan_in), the kernel cropped from the middle.
+
+    Where BatchNorm reads it, the root mean square over the tile takes the place of the gain.
+    """
     d = generator.decoder
     u = d.trunk(x)
     grid = d.positions(u).view(d.kernel, d.kernel, d.mix)
@@ -91,5 +100,5 @@ def kernel(
             c = d.coefficients(F.gelu(grid[top + y, left + z]))
             for r in range(len(c)):
                 out[:, :, y, z] += c[r] * d.templates[r, :o, :i]
-    fan_in = shape[1] * height * width
-    return out * d.gain(u).exp() * math.sqrt(2 / fan_in)
+    gain = 1 / out.square().mean().sqrt() if normalised else d.gain(u).exp()
+    return out * gain * math.sqrt(2 / (shape[1] * height * width))

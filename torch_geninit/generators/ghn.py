@@ -239,15 +239,17 @@ class GraphHyperNetwork(WeightGenerator):
         architecture = plan.architecture
         if architecture is None:
             raise ValueError("a graph hypernetwork needs the graph of the network; the plan has none")
-        canonical = {entry.name: entry.canonical for entry in plan.generated}
+        # A node's noise goes by its first parameter, whether or not that one is generated itself.
+        canonical = {entry.name: entry.canonical for entry in plan.entries}
 
         def draw(index: int) -> Tensor:
-            use = architecture.nodes[index].parameters[0]
-            stream = noise_stream(seed or 0, canonical.get(use.name, use.name))
+            first = architecture.nodes[index].parameters[0]
+            stream = noise_stream(seed or 0, canonical[first.name])
             return noise_scale * torch.randn(self.noise_width, generator=stream)
 
         noisy = bool(self.noise_width) and seed is not None
-        tiles = self(architecture, list(canonical), noise=draw if noisy else None)
+        names = [entry.name for entry in plan.generated]
+        tiles = self(architecture, names, noise=draw if noisy else None)
         normalised = normalised_kernels(architecture)
         return {
             entry.name: Tile(
