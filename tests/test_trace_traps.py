@@ -201,6 +201,30 @@ def test_the_users_modules_are_not_called_through_references_to_them() -> None:
     assert called and not {id(model.first), id(model.second)} & set(called)
 
 
+def test_references_are_shared_as_in_the_model_and_unregistered_modules_have_no_hooks() -> None:
+    calls: list[str] = []
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        self.shared.append(self.hidden[0](x))
+        return self.second(self.first.shared.pop())
+
+    model = Net(forward)
+    model.first.shared = model.shared = []  # type: ignore[assignment]
+    model.hidden = [nn.Linear(4, 6)]  # type: ignore[assignment]
+    model.hidden[0].register_forward_hook(lambda *_: calls.append("forward"))  # type: ignore[union-attr,index]
+    assert seen(trace(model, torch.zeros(1, 4))) == {"second.weight", "second.bias"}
+    assert model.shared == [] and calls == []
+
+
+def test_an_error_holds_no_copy_of_the_model() -> None:
+    model = Net(lambda self, x: self.second(x))
+    with pytest.raises(TraceError) as error:
+        trace(model)
+    gc.collect()
+    assert [item for item in gc.get_objects() if type(item) is Net] == [model]
+    assert "mat1 and mat2" in str(error.value)
+
+
 # The same graph in all circumstances.
 
 

@@ -120,7 +120,7 @@ def _fill(state: dict[str, Any], original: Mapping[str, Any], memo: Memo) -> Non
         if type(value) in _ATOMS:
             state[key] = value
         elif key in ("_modules", "_parameters", "_buffers"):
-            state[key] = type(value)((k, None if v is None else memo[id(v)]) for k, v in value.items())
+            state[key] = type(value)((k, _copy_value(v, memo)) for k, v in value.items())
         elif key in _HOOKS:
             state[key] = OrderedDict()
         elif key == "_forward_pre_hooks":
@@ -142,10 +142,22 @@ def _copy_value(value: Any, memo: Memo) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind is list or kind is tuple:
-        return kind(_copy_value(item, memo) for item in value)
+    if kind is list:
+        items: list[Any] = []
+        memo[id(value)] = items
+        items.extend(_copy_value(item, memo) for item in value)
+        return items
     if kind is dict:
-        return {key: _copy_value(item, memo) for key, item in value.items()}
+        pairs: dict[Any, Any] = {}
+        memo[id(value)] = pairs
+        pairs.update((key, _copy_value(item, memo)) for key, item in value.items())
+        return pairs
+    if kind is tuple:
+        return tuple(_copy_value(item, memo) for item in value)
+    if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):  # not registered
+        memo[id(value)] = module = object.__new__(kind)
+        _fill(module.__dict__, value.__dict__, memo)
+        return module
     if kind is types.FunctionType:
         return _rebind(value, memo) if value.__closure__ else value
     if kind is types.MethodType:
@@ -210,18 +222,20 @@ class _StandInCopies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def tensors_in(value: Any, depth: int = 8) -> Iterator[Tensor]:
-    """Yield the tensors of nested containers, dataclasses and plain objects, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif type(value) in _ATOMS or isinstance(value, nn.Module) or depth == 0:
-        return
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item, depth - 1)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from tensors_in(item, depth - 1)
-    elif hasattr(value, "__dict__"):
-        for item in vars(value).values():
-            yield from tensors_in(item, depth - 1)
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested containers, dataclasses and plain objects, in order, each once."""
+    visited: set[int] = set()
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if type(item) in _ATOMS or id(item) in visited or isinstance(item, nn.Module):
+            continue
+        visited.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, Mapping):
+            stack.extend(reversed(list(item.values())))
+        elif isinstance(item, list | tuple | set | frozenset):
+            stack.extend(reversed(list(item)))
+        elif hasattr(item, "__dict__") and not isinstance(item, type | types.ModuleType):
+            stack.extend(reversed(list(vars(item).values())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def _record(model: nn.Module, names: dict[int, str], example_inputs: Any) -> tup
     inputs, drafts = _first(model, names, candidates, example_inputs is not None)
     missing = _unreached(drafts, names)
     if missing:
-        more = candidates if example_inputs is not None else guesses(model, batch=2)
+        more = candidates if example_inputs is not None else [*candidates, *guesses(model, batch=2)]
         try:
             _, trained = _first(model, names, more, True, training=True)
         except TraceError:
@@ -107,6 +108,7 @@ def _first(
             try:
                 return inputs, _run(model, names, inputs, meta=meta, training=training)
             except Exception as error:  # noqa: BLE001 - whatever a forward pass may raise
+                traceback.clear_frames(error.__traceback__)  # they hold the clone
                 failures.append(error)
     cause = failures[len(candidates) if with_data else 0]
     raise TraceError(
