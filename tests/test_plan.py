@@ -63,6 +63,13 @@ class TestHead:
         assert plan.entries[-1].reason == "head of other size: 7 outputs, ghn has 10 classes"
         assert plan.complaint() is None
 
+    def test_a_model_that_is_all_head_is_not_kept_in_silence(self, ghn: WeightGenerator) -> None:
+        probe = nn.Sequential(nn.Flatten(), nn.Linear(8, 7))
+        inputs = torch.zeros(1, 8)
+        with pytest.warns(geninit.GenInitWarning, match="2 of 2 parameters.*head of other size"):
+            geninit.ghn_(probe, pretrained=ghn, example_inputs=inputs)
+        assert geninit.plan(probe, pretrained=ghn, example_inputs=inputs, head="keep").complaint() is None
+
     def test_keep(self, ghn: WeightGenerator) -> None:
         plan = geninit.plan(net(10), pretrained=ghn, head="keep")
         assert [e.name for e in plan.kept] == ["5.weight", "5.bias"]
@@ -184,7 +191,7 @@ class TestGivenGraph:
         graph = geninit.trace(net())
         expected = geninit.plan(net(), pretrained=ghn)
         monkeypatch.setattr(
-            "torch_geninit.coverage.trace", lambda *_: pytest.fail("traced although a graph was given")
+            type(ghn), "trace", lambda *_: pytest.fail("traced although a graph was given"), raising=False
         )
         assert geninit.plan(net(), pretrained=ghn, graph=graph).entries == expected.entries
 
@@ -217,6 +224,18 @@ class TestGivenGraph:
 
 
 class TestLayerRoutes:
+    def test_convolutions_that_the_user_keeps_are_kept_in_silence(self, tiny: Generators) -> None:
+        model = net()
+        assert geninit.plan(model, "vae", pretrained=tiny("vae"), exclude="0.*").complaint() is None
+        linear = nn.Sequential(nn.Linear(3, 3))
+        assert geninit.plan(linear, "vae", pretrained=tiny("vae")).complaint() is not None
+
+    def test_tensors_without_elements_are_left_alone(self, tiny: Generators) -> None:
+        conv = nn.Conv2d(3, 1, 3)
+        conv.weight = nn.Parameter(torch.zeros(0, 3, 3, 3))
+        assert geninit.plan(conv, "vae", pretrained=tiny("vae")).entries[0].reason == "has no elements"
+        assert geninit.vae_(conv, pretrained=tiny("vae"), seed=0) is conv
+
     def test_depth_and_kernel_of_each_convolution(self, tiny: Generators) -> None:
         model = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.Conv1d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, (3, 1))
@@ -228,6 +247,18 @@ class TestLayerRoutes:
         assert [e.route.value for e in entries.values()] == [
             "generated", "kept", "skipped", "kept", "kept", "kept", "skipped", "kept",
         ]  # fmt: skip
+
+    def test_other_parameters_of_a_convolution_are_no_kernels(self, tiny: Generators) -> None:
+        class Scaled(nn.Conv2d):
+            def __init__(self) -> None:
+                super().__init__(3, 4, 3)
+                self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+        assert routes(geninit.plan(Scaled(), "vae", pretrained=tiny("vae"))) == {
+            "weight": "generated",
+            "bias": "kept",
+            "gain": "kept",
+        }
 
     def test_transposed_convolutions_are_skipped_by_name(self, tiny: Generators) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3))

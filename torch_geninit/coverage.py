@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torch_geninit.ambient import fixed
 from torch_geninit.graph.architecture import Architecture, ParameterUse
-from torch_geninit.graph.trace import trace
 from torch_geninit.plan import Entry, Layer, Plan, Route, Verb
 from torch_geninit.survey import Slot, canonical, canonical_module, survey
 
@@ -52,21 +52,14 @@ def plan_layers(
 
     def decide(slot: Slot, entry: Entry) -> Entry:
         layer = layers.get(id(slot.owner))
-        if layer is None or slot.attribute == "bias":
+        if layer is None or slot.attribute != "weight":
             return replace(entry, route=Route.KEPT, reason="vae_ draws the weights of convolutions only")
         entry = replace(entry, layer=layer, role="weight")
         return _ask(pretrained, entry, None)
 
     entries = _entries(slots, rules, decide)
-    if not any(entry.layer for entry in entries):
-        # By design, but a verb that did nothing at all must say so.
-        reason = f"no convolution in this {type(module).__name__}, and vae_ draws nothing else"
-        entries = [
-            replace(e, route=Route.SKIPPED, reason=reason)
-            if e.route is Route.KEPT and e.name not in rules
-            else e
-            for e in entries
-        ]
+    if not layers:
+        entries = _aloud(entries, rules)
     plan = Plan(
         tuple(entries), "vae", type(module).__name__, source, pretrained, modules=_modules(module, name)
     )
@@ -91,7 +84,7 @@ def plan_graph(
     slots = survey(model)
     rules = _wishes(slots, include, exclude)
     if graph is None and any(slot.name not in rules for slot in slots):
-        graph = trace(model, example_inputs)
+        graph = pretrained.trace(model, example_inputs)
     if graph is not None:
         graph = _fit(graph, slots, type(model).__name__)
     uses = graph.uses if graph is not None else {}
@@ -118,14 +111,17 @@ def plan_graph(
                 return replace(entry, route=Route.KEPT, reason=reason)
         return _ask(pretrained, entry, graph)
 
-    entries = tuple(_entries(slots, rules, decide))
-    plan = Plan(entries, verb, type(model).__name__, source, pretrained, graph, modules=_modules(model))
+    entries = _entries(slots, rules, decide)
+    if head == "auto" and not rules and all(entry.route is Route.KEPT for entry in entries):
+        entries = _aloud(entries, rules)
+    plan = Plan(
+        tuple(entries), verb, type(model).__name__, source, pretrained, graph, modules=_modules(model)
+    )
     return _judged(plan)
 
 
 def head_nodes(architecture: Architecture) -> dict[int, int]:
-    """Return the last linear or convolutional layers before the outputs: node index -> number of their
-    outputs.
+    """Return the last linear or convolutional layers before the outputs: node index -> their outputs.
 
     Walks back from the output through operations with one input and no parameters (pooling, flattening,
     softmax).
@@ -185,6 +181,14 @@ def _entries(
     return list(entries.values())
 
 
+def _aloud(entries: list[Entry], rules: dict[str, str]) -> list[Entry]:
+    """Skip, and so warn about, what is kept by design: otherwise the verb would do nothing in silence."""
+    return [
+        replace(e, route=Route.SKIPPED) if e.route is Route.KEPT and e.name not in rules else e
+        for e in entries
+    ]
+
+
 def _tied(entry: Entry, first: Entry) -> Entry:
     if first.route is Route.GENERATED:
         return replace(entry, route=Route.TIED, reason=f"tied to {first.name}")
@@ -202,7 +206,8 @@ def _judged(plan: Plan) -> Plan:
     """Ask for the verdict; without trust everything that would be generated is skipped instead."""
     if not plan.generated:
         return plan
-    verdict = plan.pretrained.verdict(plan)
+    with fixed():
+        verdict = plan.pretrained.verdict(plan)
     if verdict.trusted:
         return replace(plan, verdict=verdict)
     entries = tuple(
@@ -226,6 +231,8 @@ def _wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> dict
             reasons[slot.name] = "not included"
         elif not slot.parameter.requires_grad:
             reasons[slot.name] = "frozen (requires_grad=False)"
+        elif not is_lazy(slot.parameter) and slot.parameter.numel() == 0:
+            reasons[slot.name] = "has no elements"
     names = {id(slot.parameter): slot.name for slot in reversed(slots)}
     for slot in slots:
         if slot.norm is not None:  # both parameters are written or neither
@@ -253,10 +260,12 @@ def _matching(slots: Sequence[Slot], patterns: str | Iterable[str], option: str)
 def _layers(slots: Sequence[Slot]) -> dict[int, Layer]:
     found: dict[int, tuple[str, tuple[int, ...]]] = {}
     for slot in slots:
+        if slot.attribute != "weight" or slot.derived or is_lazy(slot.parameter):
+            continue
         for op, kinds in CONVOLUTIONS.items():
-            if isinstance(slot.owner, kinds) and slot.attribute == "weight":
-                kernel_size: Any = slot.owner.kernel_size
-                found[id(slot.owner)] = (op, tuple(kernel_size))
+            kernel_size = tuple(getattr(slot.owner, "kernel_size", ()))
+            if isinstance(slot.owner, kinds) and tuple(slot.parameter.shape[2:]) == kernel_size:
+                found[id(slot.owner)] = (op, kernel_size)
     last = len(found) - 1
     return {
         owner: Layer(op, kernel, index / last if last else 0.5, index)

@@ -25,7 +25,7 @@ DEFAULTS: dict[Verb, str] = {
 }
 KINDS: dict[Verb, tuple[str, ...]] = {
     "vae": ("vae",),
-    "ghn": ("ghn", "noise-ghn"),
+    "ghn": ("ghn", "noise-ghn", "published-ghn"),
     "noise_ghn": ("noise-ghn",),
 }
 """Kinds of generator that each verb can use; without its noise a noise-ghn is a ghn."""
