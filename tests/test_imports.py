@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).parent.parent / "torch_geninit"
 
 # Layers from the bottom up; a module imports from its own layer or from below.
 LAYERS = [
-    {"_version", "graph.architecture", "graph.vocabulary"},
+    {"_version", "ambient", "graph.architecture", "graph.vocabulary"},
     {"graph"},
     {"generators"},
-    {"shard", "survey", "ambient", "table", "write", "plan"},
+    {"shard", "survey", "table", "write", "plan"},
     {"manifest", "download", "hub", "calibrate"},
     {"coverage"},
     {"initializers"},
