@@ -8,6 +8,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import copy
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.graph import vocabulary
 
 torch.set_num_threads(1)
+
+# A shell starts background jobs with SIGINT ignored, and Python keeps it so: tests of Ctrl-C need the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CARD: dict[str, Any] = {
     "format_version": 1,

@@ -43,7 +43,8 @@ def profile(architecture: Architecture) -> Profile:
     kernels = [
         use.shape for node in nodes for use in node.parameters if use.role == "weight" and node.op == "conv"
     ]
-    extents = {math.prod(node.shape[2:]) for node in nodes if len(node.shape) > 2}
+    # Pooling to 1x1 and averaging the positions away are the same network, so one position is no resolution.
+    extents = {math.prod(node.shape[2:]) for node in nodes if len(node.shape) > 2} - {1}
     measures = {f"share of {op}": count / len(nodes) for op, count in Counter(n.op for n in nodes).items()}
     measures["depth (log2)"] = math.log2(1 + len(kernels))
     measures["widest layer (log2)"] = math.log2(max((s[0] for s in kernels), default=1))
