@@ -24,7 +24,8 @@ from torch_geninit.graph import vocabulary
 
 torch.set_num_threads(1)
 
-# A shell starts background jobs with SIGINT ignored, and Python keeps it so: tests of Ctrl-C need the default.
+# A shell starts background jobs with SIGINT ignored, and Python keeps it so: tests of Ctrl-C need the
+# default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CARD: dict[str, Any] = {
