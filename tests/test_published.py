@@ -27,7 +27,7 @@ from torch_geninit.graph.autograd_rules import PRIMITIVES
 
 torchvision = pytest.importorskip("torchvision")
 
-FIXTURES = Path(os.environ.get("GENINIT_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
+FIXTURES = Path(os.environ.get("GENINIT_FIXTURES", "absent"))
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason="no predictions of the originals; name their folder in GENINIT_FIXTURES"
 )
