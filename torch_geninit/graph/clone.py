@@ -74,13 +74,13 @@ def clone_structure(model: nn.Module, stand_in: StandIn) -> tuple[nn.Module, dic
     plain = [module for module in own if not isinstance(module, torch.jit.ScriptModule)]
     memo: Memo = {}
     tensors: dict[int, Tensor] = {}
+    for module in plain:
+        memo[id(module)] = object.__new__(type(module))
+        for group in (module._parameters, module._buffers):
+            for tensor in group.values():
+                if tensor is not None and id(tensor) not in tensors:
+                    memo[id(tensor)] = tensors[id(tensor)] = stand_in(tensor)
     with _StandInCopies(stand_in):
-        for module in plain:
-            memo[id(module)] = object.__new__(type(module))
-            for group in (module._parameters, module._buffers):
-                for tensor in group.values():
-                    if tensor is not None and id(tensor) not in tensors:
-                        memo[id(tensor)] = tensors[id(tensor)] = _stand_in(tensor, stand_in, memo)
         for module in own:
             if id(module) not in memo:
                 memo[id(module)] = copied = copy.deepcopy(module, memo)
@@ -89,6 +89,9 @@ def clone_structure(model: nn.Module, stand_in: StandIn) -> tuple[nn.Module, dic
         memo.update((identity, memo[id(module)]) for identity, module in inner.items())
         for module in plain:
             _fill(memo[id(module)].__dict__, module.__dict__, memo)
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and tensor.__dict__:
+                    memo[id(tensor)].__dict__.update(_copy_value(tensor.__dict__, memo))
     clone: nn.Module = memo[id(inner[id(model)])]
     set_training(clone, False)
     if _torch_module._global_forward_hooks or _torch_module._global_forward_pre_hooks:
@@ -106,13 +109,6 @@ def set_training(clone: nn.Module, mode: bool) -> None:
     """Set the mode of every module, whatever their own ``train`` methods do."""
     for module in clone.modules():
         module.training = mode
-
-
-def _stand_in(tensor: Tensor, stand_in: StandIn, memo: Memo) -> Tensor:
-    new = stand_in(tensor)
-    if getattr(tensor, "__dict__", None):
-        new.__dict__.update(_copy_value(tensor.__dict__, memo))
-    return new
 
 
 def _fill(state: dict[str, Any], original: Mapping[str, Any], memo: Memo) -> None:
@@ -152,8 +148,8 @@ def _copy_value(value: Any, memo: Memo) -> Any:
         memo[id(value)] = pairs
         pairs.update((key, _copy_value(item, memo)) for key, item in value.items())
         return pairs
-    if kind is tuple:
-        return tuple(_copy_value(item, memo) for item in value)
+    if kind is tuple or kind is set:
+        return kind(_copy_value(item, memo) for item in value)
     if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):  # not registered
         memo[id(value)] = module = object.__new__(kind)
         _fill(module.__dict__, value.__dict__, memo)

@@ -230,9 +230,12 @@ class Recorder(TorchDispatchMode):
             operands = self._operands(arguments)
             originals: Mapping[int, Tensor] = {}
             if self.meta and operands:
-                if any(tensor.is_meta or isinstance(value, int) for _, tensor, value in operands):
-                    masks = self._constant_mask if operation.name in _INDEXING else _never
-                    args, kwargs, originals = without_data(args, kwargs, masks)
+                dataless = [tensor.is_meta for _, tensor, _ in operands]
+                if not all(dataless) or (kwargs and kwargs.get("device") is not None):
+                    # All constants: computed, since a network may ask for their values.
+                    if any(dataless) or any(isinstance(value, int) for _, _, value in operands):
+                        masks = self._constant_mask if operation.name in _INDEXING else _never
+                        args, kwargs, originals = without_data(args, kwargs, masks)
             elif self.meta and rule == "constant":
                 kwargs = on_meta_if_large(args, kwargs)
             result = None
