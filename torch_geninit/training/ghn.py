@@ -165,7 +165,7 @@ def train_ghn(
         L = (CE(f_z) + CE(f_z')) / 2 + diversity * max(cos(f_z, f_z'), floor)
 
     on the flattened logits of the same batch (paper, section on noise GHN). ``start`` is a trained
-    generator's file to warm-start from; the noise inputs it lacks start near zero.
+    generator's file to warm-start from; see :func:`warm_start_`.
     """
     from tqdm.auto import tqdm
 
