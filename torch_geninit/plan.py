@@ -18,6 +18,7 @@ from torch_geninit import table
 from torch_geninit.ambient import fixed
 from torch_geninit.graph.architecture import Architecture, Shape
 from torch_geninit.graph.clone import unwrap
+from torch_geninit.graph.draw import Drawing
 from torch_geninit.survey import Slot, survey
 from torch_geninit.write import Assignment, check_tile, check_writable, to_reset, write
 
@@ -148,6 +149,18 @@ class Plan:
     def kept(self) -> tuple[Entry, ...]:
         """Entries that are left as they are by design."""
         return self._with(Route.KEPT)
+
+    @cached_property
+    def graph(self) -> Drawing | None:
+        """The architecture, as a drawing with what happens to each parameter; None where there is none.
+
+        A notebook shows it; ``str`` gives Graphviz text, :meth:`~Drawing.svg` a picture to save. It is an
+        :class:`Architecture` too, as ``graph=`` takes it.
+        """
+        if self.architecture is None:
+            return None
+        routes = {entry.name: (entry.route.value, entry.reason) for entry in self.entries}
+        return Drawing.of(self.architecture, routes, f"{self.verb}_ on {self.model}, {self.source}")
 
     def _with(self, route: Route) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.route is route)
