@@ -36,8 +36,15 @@ CARD: dict[str, Any] = {
     "licence": "MIT",
 }
 TRAINED_GHN: dict[str, Any] = {
-    "primitives": ["conv", "linear", "batch_norm"],
-    "kernels": ["1x1", "3x3"],
+    "kinds": [
+        "1x1 convolution",
+        "3x3 convolution",
+        "conv bias",
+        "linear weight",
+        "linear bias",
+        "batch_norm weight",
+        "batch_norm bias",
+    ],
     "patterns": [],
     "ranges": {},
     "threshold": 1000.0,
@@ -58,11 +65,12 @@ def vae_card() -> dict[str, Any]:
 
 
 def ghn_card(noise: int = 0) -> dict[str, Any]:
-    sizes = {"width": 16, "rounds": 2, "noise": noise, "hidden": 16, "rank": 8, "channels": 8, "kernel": 3}
+    sizes = {"width": 16, "rounds": 2, "hidden": 16, "rank": 8, "channels": 8, "kernel": 3}
+    sizes |= {"primitives": len(vocabulary.PRIMITIVES), "linear_rank": 0, "depthwise_rank": 0, "basis": 0}
     return {
         **copy.deepcopy(CARD),
         "kind": "noise-ghn" if noise else "ghn",
-        "sizes": sizes,
+        "sizes": {**sizes, "noise": noise},
         "trained": copy.deepcopy(TRAINED_GHN),
     }
 

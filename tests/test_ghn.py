@@ -13,21 +13,41 @@ from torch import nn
 
 import torch_geninit as geninit
 from torch_geninit.generators.features import node_depths
-from torch_geninit.generators.ghn import GraphHyperNetwork, normalised_kernels
+from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.trust import distance, profile, summarise
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse
+from torch_geninit.graph.landmarks import normalised_kernels
 from torch_geninit.graph.trace import trace
+from torch_geninit.graph.vocabulary import PRIMITIVES
 from torch_geninit.training.networks import ResNet, resnet20
 
-SIZES = {"width": 16, "rounds": 2, "noise": 3, "hidden": 24, "rank": 12, "channels": 8, "kernel": 5}
+SIZES = {
+    "primitives": len(PRIMITIVES),
+    "width": 16,
+    "rounds": 2,
+    "noise": 3,
+    "hidden": 24,
+    "rank": 12,
+    "linear_rank": 6,
+    "depthwise_rank": 5,
+    "basis": 2,
+    "channels": 8,
+    "kernel": 5,
+}
+KINDS = [
+    "3x3 convolution",
+    "linear weight",
+    "linear bias",
+    "batch_norm weight",
+    "batch_norm bias",
+]
 
 
 def card(**more: object) -> dict[str, object]:
     networks = [ResNet(b, (8, 16), 10) for b in ((1, 1), (2, 1), (2, 3))]
     seen = summarise(profile(trace(network, torch.zeros(1, 3, 32, 32))) for network in networks)
     trained = {
-        "primitives": ["conv", "linear", "batch_norm"],
-        "kernels": ["3x3"],
+        "kinds": KINDS,
         "threshold": 0.0,
         **seen,
     }
@@ -99,7 +119,7 @@ def test_kernels_match_the_twin(
         x = reference.embed(generator, architecture)[architecture.uses[weight][0]]
         x = torch.cat([x, torch.zeros(3)])
         expected = reference.kernel(generator, x, o, i, (3, 3), shape, normalised=True)
-    torch.testing.assert_close(tiles[weight], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tiles[weight].values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_kernel_without_batch_norm_keeps_its_gain(generator: GraphHyperNetwork) -> None:
@@ -110,7 +130,7 @@ def test_kernel_without_batch_norm_keeps_its_gain(generator: GraphHyperNetwork) 
         x = reference.embed(generator, architecture)[architecture.uses["0.weight"][0]]
         x = torch.cat([x, torch.zeros(3)])
         expected = reference.kernel(generator, x, 8, 3, (3, 3), (8, 3), normalised=False)
-    torch.testing.assert_close(tiles["0.weight"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tiles["0.weight"].values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_parameter_does_not_depend_on_which_others_are_asked_for(
@@ -121,7 +141,7 @@ def test_a_parameter_does_not_depend_on_which_others_are_asked_for(
         together = generator(architecture, list(architecture.uses))
         for name in ("conv1.weight", "bn1.bias", "fc.weight", "fc.bias", "layer2.0.bn1.weight"):
             alone = generator(architecture, [name])[name]
-            torch.testing.assert_close(alone, together[name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(alone.values, together[name].values, rtol=1e-5, atol=1e-6)
 
 
 def test_noise_changes_members_and_zero_scale_does_not(generator: GraphHyperNetwork) -> None:

@@ -13,9 +13,9 @@ from conftest import ghn_card
 from torch import Tensor, nn
 
 import torch_geninit as geninit
-from torch_geninit.coverage import head_nodes
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.graph.landmarks import head_nodes
 from torch_geninit.plan import Layer, Plan, Route
 from torch_geninit.survey import canonical, survey
 
@@ -155,7 +155,7 @@ class TestGraphRoutes:
         plan = geninit.plan(model, pretrained=ghn)
         assert plan.verdict is not None and not plan.verdict.trusted
         assert not plan.generated
-        assert "never trained on 5x5 kernels" in plan.entries[0].reason
+        assert "never trained on a 5x5 convolution" in plan.entries[0].reason
 
     def test_an_alias_of_a_skipped_parameter_is_skipped_too(self, ghn: WeightGenerator) -> None:
         model = Aliased(nn.Sequential(nn.Conv2d(3, 8, 5), *net()[1:]))

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_geninit.ambient import fixed
 from torch_geninit.graph.architecture import Architecture, ParameterUse
+from torch_geninit.graph.landmarks import head_nodes
 from torch_geninit.plan import Entry, Layer, Plan, Route, Verb
 from torch_geninit.survey import Slot, canonical, canonical_module, survey
 
@@ -118,30 +119,6 @@ def plan_graph(
         tuple(entries), verb, type(model).__name__, source, pretrained, graph, modules=_modules(model)
     )
     return _judged(plan)
-
-
-def head_nodes(architecture: Architecture) -> dict[int, int]:
-    """Return the last linear or convolutional layers before the outputs: node index -> their outputs.
-
-    Walks back from the output through operations with one input and no parameters (pooling, flattening,
-    softmax).
-    """
-    before: dict[int, list[int]] = {}
-    for source, target in architecture.edges:
-        before.setdefault(target, []).append(source)
-    found: dict[int, int] = {}
-    ends = [i for i, node in enumerate(architecture.nodes) if node.op == "output"]
-    pending = [source for end in ends for source in before.get(end, [])]
-    while pending:
-        index = pending.pop()
-        node = architecture.nodes[index]
-        if node.op in ("linear", "conv"):
-            weight = next((use for use in node.parameters if use.role == "weight"), None)
-            if weight is not None:
-                found[index] = weight.shape[0]
-        elif not node.parameters and len(before.get(index, [])) == 1:
-            pending += before[index]
-    return found
 
 
 def _entries(

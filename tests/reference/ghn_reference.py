@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_geninit.generators.decoder import MIX
 from torch_geninit.generators.features import node_features
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.graph.architecture import Architecture
@@ -84,21 +85,42 @@ def kernel(
     size: tuple[int, int],
     shape: tuple[int, int],
     normalised: bool,
+    part: str = "conv",
+    section: int | None = None,
 ) -> Tensor:
-    """W[o, i, s] = gain(x) sum_r c_r(x, s) T_r[o, i] sqrt(2 / fan_in), the kernel cropped from the middle.
+    """W[o, i, s] = gain(x) sqrt(2 / fan_in) V / rms(V), V[o, i, s] = sum_r c_r(x, s) T_r[o, i].
 
-    Where BatchNorm reads it, the root mean square over the tile takes the place of the gain.
+    The kernel is cropped from the middle; the gain is 1 where BatchNorm reads the kernel.
     """
     d = generator.decoder
     u = d.trunk(x)
-    grid = d.positions(u).view(d.kernel, d.kernel, d.mix)
+    gain = 1.0 if normalised else d.gain(u).exp()
+    if section is not None:
+        u = u + d.section.weight[section]
+    bank = d.banks[part]
+    grid = d.positions(u).view(d.kernel, d.kernel, MIX)
     height, width = size
     top, left = (d.kernel - height) // 2, (d.kernel - width) // 2
     out = torch.zeros(o, i, height, width)
     for y in range(height):
         for z in range(width):
-            c = d.coefficients(F.gelu(grid[top + y, left + z]))
+            c = bank.coefficients(F.gelu(grid[top + y, left + z]))
             for r in range(len(c)):
-                out[:, :, y, z] += c[r] * d.templates[r, :o, :i]
-    gain = 1 / out.square().mean().sqrt() if normalised else d.gain(u).exp()
-    return out * gain * math.sqrt(2 / (shape[1] * height * width))
+                out[:, :, y, z] += c[r] * bank.templates[r, :o, :i]
+    return out / out.square().mean().sqrt() * gain * math.sqrt(2 / (shape[1] * height * width))
+
+
+def table(generator: GraphHyperNetwork, x: Tensor, grid: int, channels: int, token: bool) -> Tensor:
+    """Rows of a table over a grid x grid of positions, one more in front of them for a token of its own."""
+    d = generator.decoder
+    vectors = d.table(d.trunk(x)).view(1 + d.basis**2, d.channels)
+    rows = [vectors[0]] if token else []
+    for y in range(grid):
+        for z in range(grid):
+            row = torch.zeros(d.channels)
+            for j in range(d.basis):
+                for k in range(d.basis):
+                    wave = math.cos(math.pi * j * (y + 0.5) / grid) * math.cos(math.pi * k * (z + 0.5) / grid)
+                    row = row + wave * vectors[1 + j * d.basis + k]
+            rows.append(row)
+    return torch.stack([row[[c % d.channels for c in range(channels)]] for row in rows])

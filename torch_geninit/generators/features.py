@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from torch_geninit.graph.vocabulary import PRIMITIVES
 
 CENTRES = 8
 """Radial basis functions for each count; their centres are evenly spaced in log2(1 + count) over [0, 7]."""
+
+CHANNELS_FIRST_IN_WEIGHT = frozenset(
+    ("conv", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "scale")
+)
+"""Primitives whose weight's first extent is the channels of their output."""
 
 HARMONICS = (1, 2, 4)
 SHAPE_FEATURES = 9
@@ -34,13 +39,16 @@ class NodeFeatures:
     source: Tensor
     target: Tensor
 
+    def to(self, device: torch.device | str) -> NodeFeatures:
+        return NodeFeatures(*(getattr(self, part.name).to(device) for part in fields(self)))
+
 
 @dataclass(frozen=True)
 class Depths:
     """Weighted layers on the longest path to each node, and from it to the output, itself included.
 
     ``in_stage`` and ``to_stage_end`` count within the node's stage: the nodes around it that are
-    connected without a change of resolution.
+    connected without a change in the number of positions.
     """
 
     below: list[int]
@@ -56,9 +64,12 @@ def node_features(architecture: Architecture) -> NodeFeatures:
     sin and cos of pi h r. No feature depends on names or on the order in which equal layers are listed.
     """
     index = {name: i for i, name in enumerate(PRIMITIVES)}
-    depths = node_depths(architecture)
-    reference = _extent(next(n for n in architecture.nodes if n.op == "input"))
-    shapes = torch.tensor([_shape_features(node, reference) for node in architecture.nodes])
+    positions = node_positions(architecture)
+    depths = node_depths(architecture, positions)
+    reference = positions[next(i for i, n in enumerate(architecture.nodes) if n.op == "input")]
+    shapes = torch.tensor(
+        [_shape_features(n, p, reference) for n, p in zip(architecture.nodes, positions, strict=True)]
+    )
     counts = torch.tensor(
         [depths.below, depths.above, depths.in_stage, depths.to_stage_end], dtype=torch.float32
     )
@@ -85,11 +96,47 @@ def node_features(architecture: Architecture) -> NodeFeatures:
     return NodeFeatures(primitive, values, edges[:, 0], edges[:, 1])
 
 
-def node_depths(architecture: Architecture) -> Depths:
+def node_positions(architecture: Architecture) -> list[int]:
+    """Count the positions of every node's output for one input: pixels of an image, tokens of a sequence.
+
+    That is its elements divided by its channels, wherever they stand: those of a layer's own weight, else
+    the extent along the axis where the node before has its channels.
+    """
+    nodes = architecture.nodes
+    batch = max(next((n.shape[0] for n in nodes if n.op == "input" and n.shape), 1), 1)
+    before: dict[int, int] = {}
+    for source, target in architecture.edges:
+        # Of several nodes before, one of the same shape keeps its channels where they were.
+        if target not in before or nodes[source].shape == nodes[target].shape:
+            before[target] = source
+    channels: list[int] = []
+    for index, node in enumerate(nodes):
+        weight = next((use.shape for use in node.parameters if use.role == "weight"), ())
+        if weight and node.op in CHANNELS_FIRST_IN_WEIGHT:
+            channels.append(weight[0])
+        elif node.op == "attention" and len(node.shape) == 4:
+            channels.append(node.shape[1] * node.shape[3])  # heads and channels of each
+        elif index in before:
+            shape = nodes[before[index]].shape
+            count = channels[before[index]]
+            axis = next((a for a in (1, -1) if len(shape) > 1 and shape[a] == count), None)
+            if axis is None or len(shape) != len(node.shape) or node.shape[axis] == 1:
+                channels.append(count)
+            else:
+                channels.append(node.shape[axis])
+        else:
+            channels.append(node.shape[1] if len(node.shape) > 2 else 1)
+    return [
+        max(math.prod(node.shape) // batch // max(count, 1), 1)
+        for node, count in zip(nodes, channels, strict=True)
+    ]
+
+
+def node_depths(architecture: Architecture, positions: list[int] | None = None) -> Depths:
     """Count weighted layers below and above every node; one sweep over the edges in each direction."""
     nodes = architecture.nodes
     weight = [int(any(len(use.shape) > 1 for use in node.parameters)) for node in nodes]
-    extent = [_extent(node) for node in nodes]
+    extent = positions or node_positions(architecture)
     before: list[list[int]] = [[] for _ in nodes]
     after: list[list[int]] = [[] for _ in nodes]
     for source, target in architecture.edges:
@@ -110,14 +157,8 @@ def node_depths(architecture: Architecture) -> Depths:
     return Depths(below, above, in_stage, to_stage_end)
 
 
-def _extent(node: Node) -> int:
-    """Positions of the output: pixels of an image, 1 after global pooling or where there are none."""
-    return math.prod(node.shape[2:]) if len(node.shape) > 2 else 1
-
-
-def _shape_features(node: Node, reference: int) -> list[float]:
+def _shape_features(node: Node, positions: int, reference: int) -> list[float]:
     weight = next((use.shape for use in node.parameters if use.role == "weight"), ())
-    extent = _extent(node)
     kernel = node.attribute("kernel_size", ())
     stride = node.attribute("stride", ())
     dilation = node.attribute("dilation", ())
@@ -129,8 +170,8 @@ def _shape_features(node: Node, reference: int) -> list[float]:
         _log(math.prod(stride)) if stride else 0.0,
         _log(math.prod(dilation)) if dilation else 0.0,
         _log(node.attribute("groups", 1)),
-        _log(extent),
-        _log(extent) - _log(reference),
+        _log(positions),
+        _log(positions) - _log(reference),
     ]
 
 

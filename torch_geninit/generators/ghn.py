@@ -3,126 +3,51 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from torch_geninit.generators.base import Tile, Verdict, WeightGenerator, noise_stream
-from torch_geninit.generators.features import FEATURES, NodeFeatures, node_features
+from torch_geninit.generators.card import expect
+from torch_geninit.generators.decoder import Decoder, Piece
+from torch_geninit.generators.encoder import Encoder
+from torch_geninit.generators.features import NodeFeatures, node_features
 from torch_geninit.generators.trust import judge
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
-from torch_geninit.graph.vocabulary import PRIMITIVES
+from torch_geninit.graph.landmarks import head_nodes, normalised_kernels, packed_sections
 
 if TYPE_CHECKING:
     from torch_geninit.plan import Entry, Plan
+
+SIZES = (
+    "primitives",
+    "width",
+    "rounds",
+    "noise",
+    "hidden",
+    "rank",
+    "linear_rank",
+    "depthwise_rank",
+    "basis",
+    "channels",
+    "kernel",
+)
+OPTIONAL = ("rounds", "noise", "linear_rank", "depthwise_rank", "basis")
+"""Sizes that may be 0: the generator does without that part."""
 
 AMPLITUDE = 0.1
 """Of the modulation that tells repeated blocks apart, where a layer is wider than the decoder."""
 
 
-class MessagePassing(nn.Module):
-    """One round: h_v <- h_v + MLP([LN(h)_v, mean over predecessors, mean over successors])."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.update = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, width))
-
-    def forward(self, h: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        x = self.norm(h)
-        forward = _mean_over_edges(x, source, target)
-        backward = _mean_over_edges(x, target, source)
-        updated: Tensor = h + self.update(torch.cat([x, forward, backward], 1))
-        return updated
-
-
-def _mean_over_edges(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    total = torch.zeros_like(x).index_add_(0, target, x[source])
-    degree = x.new_zeros(len(x)).index_add_(0, target, x.new_ones(len(target)))
-    return total / degree.clamp(min=1)[:, None]
-
-
-class Encoder(nn.Module):
-    """Node features to node embeddings (N, width)."""
-
-    def __init__(self, width: int, rounds: int) -> None:
-        super().__init__()
-        self.primitive = nn.Embedding(len(PRIMITIVES), width)
-        self.project = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width))
-        self.rounds = nn.ModuleList(MessagePassing(width) for _ in range(rounds))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, features: NodeFeatures) -> Tensor:
-        h = self.primitive(features.primitive) + self.project(features.values)
-        for layer in self.rounds:
-            h = layer(h, features.source, features.target)
-        embedded: Tensor = self.norm(h)
-        return embedded
-
-
-class Decoder(nn.Module):
-    """Node embeddings (and noise) to parameter tiles.
-
-    A kernel is a combination of learned channel templates T_r (channels x channels), its coefficients a
-    function of
-    the embedding x at each kernel position s::
-
-        W[:, :, s] = gain(x) * sum_r c_r(x, s) T_r
-
-    Only the channels and kernel positions asked for are computed.
-    """
-
-    def __init__(
-        self, width: int, noise: int, hidden: int, rank: int, channels: int, kernel: int, classes: int
-    ) -> None:
-        super().__init__()
-        self.channels, self.kernel, self.classes = channels, kernel, classes
-        self.mix = 64
-        self.trunk = nn.Sequential(nn.Linear(width + noise, hidden), nn.GELU())
-        self.positions = nn.Linear(hidden, self.mix * kernel * kernel)
-        self.coefficients = nn.Linear(self.mix, rank)
-        self.templates = nn.Parameter(torch.randn(rank, channels, channels) * rank**-0.5)
-        self.gain = nn.Linear(hidden, 1)
-        self.vector_weight = nn.Linear(hidden, channels)
-        self.vector_bias = nn.Linear(hidden, channels)
-        self.head_coefficients = nn.Linear(hidden, rank // 4)
-        self.head_templates = nn.Parameter(torch.randn(rank // 4, classes, channels) * (rank // 4) ** -0.5)
-        self.head_bias = nn.Linear(hidden, classes)
-        for layer in (self.gain, self.vector_weight, self.vector_bias, self.head_bias):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-
-    def kernels(self, u: Tensor, shape: Shape) -> Tensor:
-        """Decode (L, hidden) to (L, O, I, kh, kw) tiles of unit scale; ``shape`` is the tile's."""
-        rows, columns, height, width = shape
-        grid = torch.arange(self.kernel**2, device=u.device).view(self.kernel, self.kernel)
-        top, left = (self.kernel - height) // 2, (self.kernel - width) // 2
-        chosen = grid[top : top + height, left : left + width].reshape(-1)
-        weight = self.positions.weight.view(-1, self.mix, u.shape[1])[chosen].flatten(0, 1)
-        bias = self.positions.bias.view(-1, self.mix)[chosen].flatten()
-        mixed = F.gelu(F.linear(u, weight, bias).view(len(u), len(chosen), self.mix))
-        coefficients = self.coefficients(mixed)
-        templates = self.templates[:, :rows, :columns].flatten(1)
-        scaled: Tensor = (coefficients * self.gain(u).exp()[:, :, None]) @ templates
-        return scaled.view(len(u), height, width, rows, columns).permute(0, 3, 4, 1, 2)
-
-    def heads(self, u: Tensor, columns: int) -> Tensor:
-        """Decode (L, hidden) to (L, classes, I) classifier tiles of unit scale."""
-        coefficients: Tensor = self.head_coefficients(u)
-        templates = self.head_templates[:, :, :columns].flatten(1)
-        tiles: Tensor = (coefficients @ templates).view(len(u), self.classes, columns)
-        return tiles
-
-
 class GraphHyperNetwork(WeightGenerator):
     """Predict the parameters of a network from its graph.
 
-    Card entries read here: ``sizes`` (width, rounds, noise, hidden, rank, channels, kernel), ``classes``,
-    ``trained`` (primitives, kernel sizes, local patterns and ranges seen in training), ``kernel_scale``:
-    factor on
+    Card entries read here: ``sizes`` (primitives, width, rounds and those of the decoder), ``classes``,
+    ``trained`` (kinds of parameters, local patterns and ranges seen in training), ``kernel_scale``: factor on
     convolutions that only BatchNorm reads. It leaves the function as it is and divides their effective
     learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction.
     """
@@ -132,37 +57,56 @@ class GraphHyperNetwork(WeightGenerator):
     def __init__(self, card: Mapping[str, Any]) -> None:
         super().__init__(card)
         sizes = card["sizes"]
-        self.classes = len(card["classes"])
         self.noise_width = int(sizes["noise"])
         self.kernel_scale = float(card.get("kernel_scale", 1.0))
-        self.encoder = Encoder(sizes["width"], sizes["rounds"])
-        self.decoder = Decoder(
-            sizes["width"],
-            self.noise_width,
-            sizes["hidden"],
-            sizes["rank"],
-            sizes["channels"],
-            sizes["kernel"],
-            self.classes,
+        self.encoder = Encoder(sizes["primitives"], sizes["width"], sizes["rounds"])
+        self.decoder = Decoder(sizes, len(card["classes"]))
+
+    @staticmethod
+    def check_card(card: Mapping[str, Any]) -> None:
+        """Raise a ValueError naming the entry that is not valid."""
+        for name in SIZES:
+            value = card["sizes"].get(name)
+            lowest = 0 if name in OPTIONAL else 1
+            valid = type(value) is int and value >= lowest
+            expect(valid, f"sizes.{name}", f"an integer of at least {lowest}", value)
+        trained = card["trained"]
+        for name in ("kinds", "patterns"):
+            value = trained.get(name)
+            valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            expect(valid, f"trained.{name}", "a list of names", value)
+        ranges = trained.get("ranges")
+        expect(
+            isinstance(ranges, dict) and all(_is_range(item) for item in ranges.values()),
+            "trained.ranges",
+            "an object of [lowest, highest] pairs",
+            ranges,
         )
+        threshold = trained.get("threshold")
+        expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
+        scale = card.get("kernel_scale", 1.0)
+        expect(_is_number(scale) and scale > 0, "kernel_scale", "a positive number", scale)
+
+    @property
+    def classes(self) -> int:
+        return self.decoder.classes
 
     def forward(
         self,
         architecture: Architecture,
-        names: Sequence[str],
+        names: Iterable[str],
         *,
         features: NodeFeatures | None = None,
         noise: Callable[[int], Tensor] | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tile]:
         """Predict tiles for the parameters ``names``; differentiable.
 
         ``noise(index)`` returns the (noise_width,) noise of the node at ``index``; without it noise is zero.
         """
         features = features or node_features(architecture)
-        embedding = self.encoder(features)
         uses = {name: architecture.uses[name] for name in names}
         order = sorted({index for index, _ in uses.values()})
-        x = embedding[order]
+        x = self.encoder(features)[order]
         if self.noise_width:
             if noise is None:
                 values = x.new_zeros(len(order), self.noise_width)
@@ -171,65 +115,47 @@ class GraphHyperNetwork(WeightGenerator):
             x = torch.cat([x, values], 1)
         hidden = self.decoder.trunk(x)
         row = {index: position for position, index in enumerate(order)}
-        groups: dict[tuple[str, Shape], list[str]] = defaultdict(list)
-        head = head_node(architecture)
+        groups: dict[Piece, list[str]] = defaultdict(list)
+        for name, piece in self._pieces(architecture, uses).items():
+            groups[piece].append(name)
         normalised = normalised_kernels(architecture)
-        for name, (index, use) in uses.items():
-            groups[self._group(architecture.nodes[index], use, index == head)].append(name)
-        tiles: dict[str, Tensor] = {}
-        for (part, shape), members in groups.items():
+        tiles: dict[str, Tile] = {}
+        for piece, members in groups.items():
             u = hidden[[row[uses[name][0]] for name in members]]
-            for name, values in zip(members, self._decode(part, shape, u), strict=True):
-                full = uses[name][1].shape
-                if part in ("kernel", "head"):
-                    fan_in = full[1] * (shape[2] * shape[3] if part == "kernel" else 1)
-                    if name in normalised:
-                        # BatchNorm hides a kernel's scale from the loss, so training would let it drift to
-                        # where the first steps of SGD, whose effective rate is lr / |w|^2, wreck the network.
-                        values = values / values.square().mean().clamp(min=1e-12).sqrt()
+            decoded = self.decoder(piece, u)
+            gains = self.decoder.gain(u).exp() if piece.part in self.decoder.banks else None
+            for index, name in enumerate(members):
+                shape, values = uses[name][1].shape, decoded[index]
+                if piece.part in self.decoder.banks or piece.part == "head":
+                    fan_in = prod(shape[1:])
                     values = values * (2 / fan_in) ** 0.5
-                tiles[name] = values.view(tile_shape(full, values.shape))
+                if gains is not None and name not in normalised:
+                    values = values * gains[index]
+                tiles[name] = Tile(_fit(values, shape), shape, sections=piece.sections)
         return tiles
 
-    def _group(self, node: Node, use: ParameterUse, head: bool) -> tuple[str, Shape]:
-        """Parameters that are decoded together: the part of the decoder and the shape it is asked for."""
-        limit = self.decoder.channels
-        if head and use.shape[0] == self.classes:
-            if use.role == "bias":
-                return "head_bias", (self.classes,)
-            return "head", (self.classes, min(use.shape[1], limit))
-        if len(use.shape) == 1:
-            return f"vector_{use.role}", (min(use.shape[0], limit),)
-        height, width = use.shape[2:] if len(use.shape) == 4 else (1, 1)
-        return "kernel", (min(use.shape[0], limit), min(use.shape[1], limit), height, width)
-
-    def _decode(self, part: str, shape: Shape, u: Tensor) -> Tensor:
-        decoder = self.decoder
-        if part == "kernel":
-            return decoder.kernels(u, shape)
-        if part == "head":
-            return decoder.heads(u, shape[1])
-        if part == "head_bias":
-            return decoder.head_bias(u)  # type: ignore[no-any-return]
-        if part == "vector_weight":
-            return 2 * torch.sigmoid(decoder.vector_weight(u)[:, : shape[0]])
-        return decoder.vector_bias(u)[:, : shape[0]]  # type: ignore[no-any-return]
+    def _pieces(
+        self, architecture: Architecture, uses: Mapping[str, tuple[int, ParameterUse]]
+    ) -> dict[str, Piece]:
+        heads = head_nodes(architecture)
+        sections = packed_sections(architecture)
+        pieces = {}
+        for name, (index, use) in uses.items():
+            node = architecture.nodes[index]
+            piece = self.decoder.piece(node, use, head=index in heads, sections=sections.get(index, 1))
+            if piece is None:
+                raise ValueError(f"{name!r}: this generator has no decoder for a {kind(node, use)}")
+            pieces[name] = piece
+        return pieces
 
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
         if architecture is None or entry.node is None:
             return "not reached by any operation of the graph"
         node = architecture.nodes[entry.node]
-        trained = self.card["trained"]
-        if node.op not in trained["primitives"] or entry.role not in ("weight", "bias"):
-            return f"never trained on {node.op} layers ({entry.role})"
-        if node.op == "conv":
-            kernel = "x".join(map(str, entry.shape[2:])) if len(entry.shape) > 2 else ""
-            if entry.role == "weight" and kernel not in trained["kernels"]:
-                known = ", ".join(trained["kernels"])
-                return f"never trained on {kernel} kernels (trained on {known})"
-            if node.attribute("groups", 1) > 1 and not trained.get("grouped", False):
-                return "never trained on grouped convolutions"
-        return None
+        use = architecture.uses[entry.name][1]
+        if kind(node, use) in self.card["trained"]["kinds"] and self.decoder.piece(node, use, head=False):
+            return None
+        return f"never trained on a {kind(node, use)}"
 
     def verdict(self, plan: Plan) -> Verdict:
         return judge(plan, self.card["trained"])
@@ -252,41 +178,42 @@ class GraphHyperNetwork(WeightGenerator):
         tiles = self(architecture, names, noise=draw if noisy else None)
         normalised = normalised_kernels(architecture)
         return {
-            entry.name: Tile(
-                tiles[entry.name].contiguous(),
-                entry.shape,
-                scale=self.kernel_scale if entry.name in normalised else 1.0,
+            name: replace(
+                tile,
+                values=tile.values.contiguous(),
+                scale=self.kernel_scale if name in normalised else 1.0,
                 amplitude=AMPLITUDE,
-                name=entry.canonical,
+                name=canonical[name],
             )
-            for entry in plan.generated
+            for name, tile in tiles.items()
         }
 
 
-def head_node(architecture: Architecture) -> int | None:
-    """Return the index of the classifier: the last node with a matrix or kernel, None if there is none."""
-    for index in reversed(range(len(architecture.nodes))):
-        if any(len(use.shape) > 1 for use in architecture.nodes[index].parameters):
-            return index
-    return None
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]
 
 
-def normalised_kernels(architecture: Architecture) -> set[str]:
-    """Return names of kernels whose output goes to BatchNorm alone, so that their scale does not matter."""
-    readers: dict[int, set[str]] = defaultdict(set)
-    for source, target in architecture.edges:
-        readers[source].add(architecture.nodes[target].op)
-    return {
-        use.name
-        for index, node in enumerate(architecture.nodes)
-        if node.op == "conv" and readers[index] == {"batch_norm"}
-        for use in node.parameters
-        if use.role == "weight"
-    }
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_number(item) for item in value)
 
 
-def tile_shape(full: Shape, decoded: Shape) -> Shape:
-    """Shape of a tile with the parameter's number of dimensions."""
-    if len(full) == 1:
-        return tuple(decoded)
-    return (decoded[0], decoded[1], *full[2:])
+def kind(node: Node, use: ParameterUse) -> str:
+    """Name what a generator is trained on or not: "3x3 convolution", "batch_norm bias", ..."""
+    if node.op not in ("conv", "conv_transpose") or use.role != "weight":
+        return f"{node.op} {use.role}"
+    groups = node.attribute("groups", 1)
+    sort = "" if groups == 1 else "depthwise " if use.shape[1] == 1 else "grouped "
+    transposed = "transposed " if node.op == "conv_transpose" else ""
+    return f"{'x'.join(map(str, use.shape[2:]))} {sort}{transposed}convolution"
+
+
+def _fit(values: Tensor, full: Shape) -> Tensor:
+    """Give a decoded tile as many dimensions as the parameter; only the first two may be repeated later."""
+    if values.numel() == prod(full):
+        return values.view(full)
+    if len(full) < 2 or values.ndim > 1:
+        return values.view(*values.shape[:2], *full[2:])
+    axis = full.index(max(full))  # factors or terms of one axis, as (C, 1, 1)
+    if axis > 1:
+        values = values.repeat(-(-full[axis] // len(values)))[: full[axis]]
+    return values.view([len(values) if index == axis else 1 for index in range(len(full))])

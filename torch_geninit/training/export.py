@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ import torch
 from torch_geninit import manifest
 from torch_geninit.generators import file
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.generators.ghn import GraphHyperNetwork, kind
 from torch_geninit.generators.trust import profile, summarise
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.graph import vocabulary
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.trace import trace
 from torch_geninit.training import model_card
-from torch_geninit.training.architectures import sample
+from torch_geninit.training.architectures import Pool, Space, SpaceOptions
 from torch_geninit.training.data import load
 from torch_geninit.training.networks import resnet20
 
@@ -129,7 +128,11 @@ def from_run(
         generator, weights = SliceVAEs(card), state["generator"]
     else:
         card["kind"] = "noise-ghn" if card["sizes"]["noise"] else "ghn"
-        card["trained"] = {**training_networks(len(images.classes), size), "threshold": threshold}
+        options = dict(state["space"])
+        seed = options.pop("seed")
+        space = Space(len(images.classes), torch.zeros(1, *size))
+        seen = training_networks(Pool(space, SpaceOptions(**options), seed))
+        card["trained"] = {**seen, "threshold": threshold}
         if kernel_scale is not None:
             card["kernel_scale"] = kernel_scale
         generator, weights = GraphHyperNetwork(card), state["average"]
@@ -159,34 +162,19 @@ def reference_graphs(classes: int, size: list[int]) -> dict[str, str]:
     }
 
 
-def training_networks(classes: int, size: list[int], draws: int = 1000) -> dict[str, Any]:
-    """Summarise the networks that hypernetworks are trained on, for the card's ``trained``."""
-    random_ = random.Random(0)
-    specs = {sample(random_) for _ in range(draws)}
-    example = torch.zeros(1, *size)
-    return summarise_graphs(trace(spec.build(classes), example) for spec in specs)
+def training_networks(pool: Pool) -> dict[str, Any]:
+    """Summarise the networks that a hypernetwork was trained on, for the card's ``trained``."""
+    return summarise_graphs(pool.member(number).architecture for number in range(pool.options.pool))
 
 
 def summarise_graphs(graphs: Iterable[Architecture]) -> dict[str, Any]:
     """Return what a graph hypernetwork checks a network against, besides its threshold."""
     profiles = []
-    primitives: set[str] = set()
-    kernels: set[str] = set()
-    grouped = False
+    kinds: set[str] = set()
     for graph in graphs:
         profiles.append(profile(graph))
-        for node in graph.nodes:
-            for use in node.parameters:
-                primitives.add(node.op)
-                if node.op == "conv" and use.role == "weight":
-                    kernels.add("x".join(map(str, use.shape[2:])))
-                    grouped |= node.attribute("groups", 1) > 1
-    return {
-        **summarise(profiles),
-        "primitives": sorted(primitives),
-        "kernels": sorted(kernels),
-        "grouped": grouped,
-    }
+        kinds.update(kind(node, use) for node in graph.nodes for use in node.parameters)
+    return {**summarise(profiles), "kinds": sorted(kinds)}
 
 
 def measured_numbers(paths: Iterable[str | Path], run: Path | None = None) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Train a graph hypernetwork through the networks it initialises; with noise, through two draws at once."""
+"""Train a graph hypernetwork through the networks it initialises; on one process or under torchrun."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import random
+import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
-from torch_geninit.generators.base import Tile, noise_stream
+from torch_geninit.generators.base import noise_stream
+from torch_geninit.generators.features import node_features
 from torch_geninit.generators.ghn import GraphHyperNetwork
-from torch_geninit.training.architectures import Sample, Space, Spec, sample
-from torch_geninit.training.classifier import Score, resize, score
+from torch_geninit.graph.trace import trace
+from torch_geninit.graph.vocabulary import PRIMITIVES
+from torch_geninit.training.architectures import WEIGHTS, Pool, Space, SpaceOptions, sample_unseen
+from torch_geninit.training.classifier import resize, score
 from torch_geninit.training.data import Split, load
+from torch_geninit.training.distributed import World
 from torch_geninit.training.networks import resnet20
 from torch_geninit.training.run import Run
+from torch_geninit.training.through import Objective, logits_through
 
 NOISE_START = 0.2
 """Standard deviation of new noise weights; those of the embedding beside them have about 0.05."""
@@ -32,11 +35,15 @@ SAVE_EVERY = 500
 """Steps between checkpoints: a few minutes on two cores."""
 
 SIZES = {
+    "primitives": len(PRIMITIVES),
     "width": 128,
     "rounds": 3,
     "noise": 0,
     "hidden": 256,
     "rank": 256,
+    "linear_rank": 128,
+    "depthwise_rank": 128,
+    "basis": 4,
     "channels": 64,
     "kernel": 7,
 }
@@ -47,13 +54,16 @@ class Schedule:
     """Adam's schedule, and how many steps see images of which resolution.
 
     The rate rises linearly over ``warmup`` steps and falls linearly to zero. Small images cost a fraction and
-    teach most of the way: ``phases`` are (resolution, steps) pairs.
+    teach most of the way: ``phases`` are (resolution, steps) pairs. A step sees ``networks`` networks with
+    ``batch_size`` images each; ``clip`` bounds the gradient of each with respect to its parameters.
     """
 
     phases: tuple[tuple[int, int], ...]
     lr: float = 1.2e-3
     warmup: int = 200
     batch_size: int = 128
+    networks: int = 1
+    clip: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -70,33 +80,6 @@ class Schedule:
         raise IndexError(f"the schedule has {self.steps} steps")
 
 
-def full_parameters(sample: Sample, tiles: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Repeat tiles to whole parameters, differentiably (the modulation that breaks ties is left out)."""
-    parameters = {}
-    for name, tile in tiles.items():
-        shape = sample.architecture.uses[name][1].shape
-        for dim in range(min(2, tile.ndim)):
-            if tile.shape[dim] < shape[dim]:
-                times = -(-shape[dim] // tile.shape[dim])
-                tile = torch.cat([tile] * times, dim).narrow(dim, 0, shape[dim])
-        parameters[name] = tile
-    return parameters
-
-
-def logits_through(
-    generator: GraphHyperNetwork, network: Sample, images: Tensor, noise: Tensor | None = None
-) -> Tensor:
-    """Return the logits of ``network`` with predicted parameters, BatchNorm on batch statistics."""
-    tiles = generator(
-        network.architecture,
-        network.names,
-        features=network.features,
-        noise=None if noise is None else noise.__getitem__,
-    )
-    logits: Tensor = functional_call(network.model, full_parameters(network, tiles), (images,))
-    return logits
-
-
 @torch.no_grad()
 def initialised_resnet20(
     generator: GraphHyperNetwork,
@@ -109,22 +92,21 @@ def initialised_resnet20(
     """Build the held-out ResNet-20 with predicted parameters, its BatchNorm calibrated on ``calibration``."""
     from torch_geninit.calibrate import recalibrate_bn_
 
-    network = space.get(Spec((3, 3, 3), (16, 32, 64), "A"))
-    model = resnet20(generator.classes).to(space.device)
+    model = resnet20(generator.classes)
+    architecture = trace(model, space.example)
+    model.to(space.device)
     noise = None
     if seed is not None:
         draws = torch.Generator().manual_seed(seed)
-        noise = noise_scale * torch.randn(
-            len(network.architecture.nodes), generator.noise_width, generator=draws
-        )
+        noise = noise_scale * torch.randn(len(architecture.nodes), generator.noise_width, generator=draws)
     tiles = generator(
-        network.architecture,
-        network.names,
-        features=network.features,
+        architecture,
+        [name for name, _ in model.named_parameters()],
+        features=node_features(architecture).to(space.device),
         noise=None if noise is None else noise.to(space.device).__getitem__,
     )
     for name, parameter in model.named_parameters():
-        Tile(tiles[name].cpu(), tuple(parameter.shape)).write_to(parameter)
+        parameter.copy_(tiles[name].repeat())
     recalibrate_bn_(model, (images for images, _ in calibration.batches()))
     return model
 
@@ -149,6 +131,7 @@ def train_ghn(
     folder: str | Path,
     schedule: Schedule,
     *,
+    space: SpaceOptions | None = None,
     noise: int = 0,
     diversity: float = 1.0,
     floor: float = -1.0,
@@ -158,30 +141,38 @@ def train_ghn(
     amp: bool = False,
     check_every: int = 1000,
 ) -> GraphHyperNetwork:
-    """Train a generator on random residual networks, one network a step; returns the averaged weights.
+    """Train a generator on random networks; returns the averaged weights.
 
-    With ``noise`` > 0 each step makes two draws z, z' and the loss is::
+    Every step sees ``schedule.networks`` networks, each with images of its own; under ``torchrun`` the ranks
+    share them. ``noise`` > 0 trains a noise GHN (see :class:`Objective`); ``start`` is a trained generator's
+    file to warm-start from, see :func:`warm_start_`.
 
-        L = (CE(f_z) + CE(f_z')) / 2 + diversity * max(cos(f_z, f_z'), floor)
-
-    on the flattened logits of the same batch (paper, section on noise GHN). ``start`` is a trained
-    generator's file to warm-start from; see :func:`warm_start_`.
+    Raises:
+        ValueError: if the ranks can't share a step's networks evenly.
     """
     from tqdm.auto import tqdm
 
+    space = space or SpaceOptions()
+    world = World.join(device)
+    if schedule.networks % world.size:
+        raise ValueError(f"{schedule.networks} networks a step can't be shared by {world.size} ranks evenly")
     run = Run(folder)
     train, validation = load(data, "train"), load(data, "validation")
     calibration = train.spread(2000)
-    card = {"sizes": {**SIZES, "noise": noise}, "classes": list(train.classes), "trained": {}}
+    card = {
+        "sizes": {**SIZES, "noise": noise},
+        "classes": list(train.classes),
+        "trained": {},
+    }
     torch.manual_seed(seed)
     generator = GraphHyperNetwork(card)
     if start is not None:
-        warm_start_(generator, load_file(start))
-    average = Average(generator)
+        warm_start_(generator, load_file(str(start)))
     generator.to(device)
-    average.generator.to(device)
+    average = Average(generator)
+    objective = world.wrap(Objective(generator, clip=schedule.clip, diversity=diversity, floor=floor))
     optimizer = torch.optim.AdamW(generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5)
-    space = Space(generator.classes, train.normalise(train.images[:1]), device)
+    networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
     first = 0
     state = run.resume()
     if state is not None:
@@ -190,40 +181,54 @@ def train_ghn(
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     train = train.to(device)
-    progress = tqdm(total=schedule.steps, initial=first, desc="hypernetwork", unit="step", mininterval=2)
+    progress = tqdm(
+        total=schedule.steps * schedule.networks,
+        initial=first * schedule.networks,
+        desc="hypernetwork",
+        unit="network",
+        mininterval=2,
+        disable=not world.leads,
+    )
     losses: list[float] = []
-    batches = _batches(train, schedule.batch_size, seed, first)
+    batches = _batches(train, schedule.batch_size, seed, first * schedule.networks)
     for step in range(first, schedule.steps):
-        images, labels = next(batches)
-        images = resize(images, schedule.resolution(step))
-        network = space.get(sample(random.Random(f"{seed}/{step}")))
+        chosen, images, labels, draws = [], [], [], []
+        for slot in range(schedule.networks):
+            x, y = next(batches)
+            if slot % world.size != world.rank:
+                continue
+            index = step * schedule.networks + slot
+            chosen.append(networks.draw(index))
+            images.append(resize(x, schedule.resolution(step)))
+            labels.append(y)
+            if noise:
+                shape = (2, len(chosen[-1].architecture.nodes), noise)
+                stream = noise_stream(seed, f"training network {index}")
+                draws.append(torch.randn(shape, generator=stream).to(device))
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(step)
         with torch.autocast(device, torch.bfloat16, enabled=amp):
-            if noise:
-                shape = (2, len(network.architecture.nodes), noise)
-                stream = noise_stream(seed, f"training step {step}")
-                draws = torch.randn(shape, generator=stream).to(device)
-                pair = [logits_through(generator, network, images, z).float() for z in draws]
-                cross_entropy = sum(F.cross_entropy(f, labels) for f in pair) / 2
-                cosine = F.cosine_similarity(pair[0].flatten(), pair[1].flatten(), dim=0)
-                loss = cross_entropy + diversity * cosine.clamp(min=floor)
-            else:
-                loss = F.cross_entropy(logits_through(generator, network, images).float(), labels)
+            loss, parts = objective(chosen, images, labels, draws or None)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(generator.parameters(), 5.0)
         optimizer.step()
         average.update(generator, step)
-        losses.append(loss.item())
-        progress.update()
+        losses += parts["cross_entropy"].tolist()
+        progress.update(schedule.networks)
+        if not world.leads:
+            continue
         if (step + 1) % 100 == 0:
-            values: dict[str, Any] = {"step": step + 1, "loss": sum(losses[-100:]) / 100}
+            rate = progress.format_dict["rate"] or 0.0
+            values: dict[str, Any] = {"step": step + 1, "loss": statistics.median(losses)}
+            losses.clear()
             if noise:
-                values |= {"cosine": cosine.item()}
-            progress.set_postfix(loss=f"{values['loss']:.3f}")
+                values |= {"cosine": parts["cosine"].mean().item()}
+            progress.set_postfix(
+                loss=f"{values['loss']:.3f}", images_per_second=f"{rate * schedule.batch_size:.0f}"
+            )
             if (step + 1) % check_every == 0 or step + 1 == schedule.steps:
-                values |= check(average.generator, space, calibration, validation)
+                values |= check(average.generator, networks.space, space, calibration, validation)
             run.log(**values)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.steps:
             run.save(
@@ -233,6 +238,7 @@ def train_ghn(
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
                     "card": {"sizes": dict(card["sizes"]), "classes": card["classes"]},
+                    "space": {**asdict(space), "seed": seed},
                 }
             )
     progress.close()
@@ -250,19 +256,51 @@ def _batches(train: Split, batch_size: int, seed: int, first: int) -> Iterator[t
 
 
 def check(
-    generator: GraphHyperNetwork, space: Space, calibration: Split, validation: Split
-) -> dict[str, float]:
-    """Measure the held-out ResNet-20 on validation images: without noise, and for a noise GHN two members."""
-    result = {}
-    members: list[Score] = []
+    generator: GraphHyperNetwork,
+    space: Space,
+    options: SpaceOptions,
+    calibration: Split,
+    validation: Split,
+) -> dict[str, Any]:
+    """Measure on validation images: the held-out ResNet-20 (of a noise GHN also two members), and two unseen
+    networks of each family, these with batch statistics on 1,000 images.
+    """
+    result: dict[str, Any] = {}
     plain = score(initialised_resnet20(generator, space, calibration), validation)
     result["validation_accuracy"], result["validation_nll"] = plain
     if generator.noise_width:
-        for seed in (0, 1):
-            model = initialised_resnet20(generator, space, calibration, seed=seed)
-            members.append(score(model, validation))
+        members = [
+            score(initialised_resnet20(generator, space, calibration, seed=seed), validation)
+            for seed in (0, 1)
+        ]
         result["member_accuracy"] = sum(m.accuracy for m in members) / len(members)
+    few = validation.spread(1000)
+    result["unseen"] = {
+        family: sum(unseen_accuracy(generator, space, options, family, k, few) for k in (0, 1)) / 2
+        for family in options.families
+    }
+    result["unseen_mean"] = statistics.mean(result["unseen"].values())
     return result
+
+
+@torch.no_grad()
+def unseen_accuracy(
+    generator: GraphHyperNetwork,
+    space: Space,
+    options: SpaceOptions,
+    family: str,
+    number: int,
+    images: Split,
+) -> float:
+    """Measure an unseen network of ``family`` with predicted weights and batch statistics."""
+    network = space.within(
+        lambda random_: sample_unseen(random_, {family: 1.0}), f"unseen/{family}/{number}", options.most_macs
+    )
+    right = sum(
+        (logits_through(generator, network, x.to(space.device)).argmax(1).cpu() == y.cpu()).sum().item()
+        for x, y in images.batches()
+    )
+    return right / len(images)
 
 
 def warm_start_(generator: GraphHyperNetwork, trained: Mapping[str, Tensor]) -> None:
@@ -272,14 +310,15 @@ def warm_start_(generator: GraphHyperNetwork, trained: Mapping[str, Tensor]) -> 
     it.
     """
     own = generator.state_dict()
-    if set(own) != set(trained):
+    # Parts that the start lacks (other layer types) keep their random weights.
+    if unknown := set(trained) - set(own):
         raise ValueError(
-            f"the start has other tensors: {sorted(set(own) ^ set(trained))[:5]}; "
+            f"the start has tensors that this hypernetwork lacks: {sorted(unknown)[:5]}; "
             "expected a graph hypernetwork of the same sizes"
         )
     with torch.no_grad():
-        for name, tensor in own.items():
-            value = trained[name]
+        for name, value in trained.items():
+            tensor = own[name]
             if tensor.shape != value.shape:
                 tensor[:, : value.shape[1]] = value
                 stream = noise_stream(0, name)
@@ -306,7 +345,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--warmup", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=128, help="images a network")
+    parser.add_argument("--networks", type=int, default=1, help="networks a step, over all ranks")
+    parser.add_argument("--clip", type=float, default=1.0, help="largest gradient of a network's parameters")
+    parser.add_argument(
+        "--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="of networks"
+    )
+    parser.add_argument("--pool", type=int, default=2000, help="different networks to train on")
+    parser.add_argument("--most-macs", type=float, default=60e6, help="multiplications of a network")
     parser.add_argument("--noise", type=int, default=0, help="noise values per node; 0 is a plain GHN")
     parser.add_argument("--diversity", type=float, default=1.0, help="weight of the cosine between draws")
     parser.add_argument(
@@ -326,7 +372,17 @@ def main(arguments: argparse.Namespace) -> None:
     train_ghn(
         arguments.data,
         arguments.run,
-        Schedule(parse_phases(arguments.phases), arguments.lr, arguments.warmup, arguments.batch_size),
+        Schedule(
+            parse_phases(arguments.phases),
+            arguments.lr,
+            arguments.warmup,
+            arguments.batch_size,
+            arguments.networks,
+            arguments.clip,
+        ),
+        space=SpaceOptions(
+            {name: WEIGHTS[name] for name in arguments.families}, arguments.pool, int(arguments.most_macs)
+        ),
         noise=arguments.noise,
         diversity=arguments.diversity,
         floor=arguments.floor,

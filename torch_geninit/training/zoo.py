@@ -17,8 +17,8 @@ from torch_geninit.training.run import Run
 # Early epochs on small images: a ResNet-20 epoch at 16 x 16 costs a quarter of one at 32 x 32. Muon on small
 # batches learns most from each image; runs this short underfit, so flips are all the augmentation they need.
 RECIPE = Recipe(
-    (Phase(16, 2), Phase(24, 3), Phase(32, 4)),
-    lr=0.05,
+    (Phase(16, 2), Phase(24, 4), Phase(32, 7)),
+    lr=0.07,
     warmup=0.15,
     batch_size=64,
     augment="flip",
