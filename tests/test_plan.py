@@ -146,9 +146,25 @@ class TestGraphRoutes:
         assert all(plan.verdict.reason in entry.reason for entry in plan.skipped)
         model = net(7)
         before = [p.detach().clone() for p in model.parameters()]
-        with pytest.warns(geninit.GenInitWarning, match=r"(?s)leaves 4 of 6 .* not trusted: distance"):
+        with pytest.warns(geninit.GenInitWarning, match=r"(?s)not trusted: distance.*untrusted="):
             geninit.ghn_(model, pretrained=generator)
         assert all(map(torch.equal, before, model.parameters()))
+
+    def test_an_untrusted_network_is_filled_if_asked_for(self, recwarn: pytest.WarningsRecorder) -> None:
+        card = ghn_card()
+        card["trained"]["threshold"] = 0.0
+        generator = GraphHyperNetwork(card)
+        plan = geninit.plan(net(), pretrained=generator, untrusted="generate")
+        assert plan.verdict is not None and not plan.verdict.trusted
+        assert set(routes(plan).values()) == {"generated"}
+        model, trusting = net(), copy.deepcopy(generator)
+        geninit.ghn_(model, pretrained=generator, untrusted="generate")
+        assert not recwarn.list
+        trusting.card["trained"]["threshold"] = 1e9
+        expected = geninit.ghn_(net(), pretrained=trusting)
+        assert all(map(torch.equal, expected.parameters(), model.parameters()))
+        with pytest.raises(ValueError, match="untrusted: expected 'keep' or 'generate', got True"):
+            geninit.ghn_(model, pretrained=generator, untrusted=True)  # type: ignore[arg-type]
 
     def test_one_layer_it_was_never_trained_on_makes_it_trust_nothing(self, ghn: WeightGenerator) -> None:
         model = nn.Sequential(nn.Conv2d(3, 8, 5), *net()[1:])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch_geninit.generators.base import WeightGenerator
 
 Head = Literal["auto", "keep", "generate"]
+Untrusted = Literal["keep", "generate"]
 Patterns = str | Iterable[str] | None
 
 CONVOLUTIONS = {
@@ -76,12 +77,15 @@ def plan_graph(
     example_inputs: Any = None,
     graph: Architecture | None = None,
     head: Head = "auto",
+    untrusted: Untrusted = "keep",
     include: Patterns = None,
     exclude: Patterns = None,
 ) -> Plan:
     """Plan for a generator that reads the graph of a model."""
     if head not in ("auto", "keep", "generate"):
         raise ValueError(f"head: expected 'auto', 'keep' or 'generate', got {head!r}")
+    if untrusted not in ("keep", "generate"):
+        raise ValueError(f"untrusted: expected 'keep' or 'generate', got {untrusted!r}")
     slots = survey(model)
     rules = _wishes(slots, include, exclude)
     if graph is None and any(slot.name not in rules for slot in slots):
@@ -118,7 +122,7 @@ def plan_graph(
     plan = Plan(
         tuple(entries), verb, type(model).__name__, source, pretrained, graph, modules=_modules(model)
     )
-    return _judged(plan)
+    return _judged(plan, untrusted)
 
 
 def _entries(
@@ -179,13 +183,13 @@ def _ask(pretrained: WeightGenerator, entry: Entry, architecture: Architecture |
     return replace(entry, route=Route.SKIPPED, reason=refusal)
 
 
-def _judged(plan: Plan) -> Plan:
-    """Ask for the verdict; without trust everything that would be generated is skipped instead."""
+def _judged(plan: Plan, untrusted: Untrusted = "keep") -> Plan:
+    """Ask for the verdict; without trust everything that would be generated is skipped, unless asked for."""
     if not plan.generated:
         return plan
     with fixed():
         verdict = plan.pretrained.verdict(plan)
-    if verdict.trusted:
+    if verdict.trusted or untrusted == "generate":
         return replace(plan, verdict=verdict)
     entries = tuple(
         replace(entry, route=Route.SKIPPED, reason=f"not trusted: {verdict.reason}")

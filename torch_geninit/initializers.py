@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torch_geninit import hub
-from torch_geninit.coverage import Head, Patterns, plan_graph, plan_layers
+from torch_geninit.coverage import Head, Patterns, Untrusted, plan_graph, plan_layers
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.plan import GenInitWarning, Kept, Plan, StrictError, Verb, refuse_kept
@@ -117,6 +117,7 @@ def ghn_(
     example_inputs: Any = None,
     graph: Architecture | None = None,
     head: Head = "auto",
+    untrusted: Untrusted = "keep",
     kept: Kept = "keep",
     include: Patterns = None,
     exclude: Patterns = None,
@@ -133,7 +134,8 @@ def ghn_(
     where A is the graph of the model's operations and theta was trained on many other networks. Nothing is
     random: the same architecture gets the same weights.
 
-    A network too far from those the hypernetwork was trained on keeps all its values, with a warning.
+    A network too far from those the hypernetwork was trained on keeps all its values, with a warning, unless
+    ``untrusted="generate"`` asks for the prediction all the same.
     Running statistics of BatchNorm are not touched; see :func:`recalibrate_bn_`.
 
     Args:
@@ -145,6 +147,8 @@ def ghn_(
         graph: what :func:`trace` returned for a model with the same parameters, to save tracing again.
         head: ``"auto"`` generates a classifier with the generator's own number of classes and keeps another;
             ``"keep"`` keeps it; ``"generate"`` raises if it has another number of classes.
+        untrusted: what happens to a network too far from those seen in training: ``"keep"`` leaves it as it
+            is, ``"generate"`` fills what can be filled, which may be worse than random numbers.
         kept: what happens to parameters that are not generated. ``"keep"``: nothing. ``"reset"``: their
             modules, and modules with buffers, call ``reset_parameters()`` first, which draws from torch's
             global random state; for models that come out of ``to_empty``. ``"error"``: raise if there are
@@ -179,6 +183,7 @@ def ghn_(
         example_inputs=example_inputs,
         graph=graph,
         head=head,
+        untrusted=untrusted,
         include=include,
         exclude=exclude,
         revision=revision,
@@ -198,6 +203,7 @@ def noise_ghn_(
     example_inputs: Any = None,
     graph: Architecture | None = None,
     head: Head = "auto",
+    untrusted: Untrusted = "keep",
     kept: Kept = "keep",
     include: Patterns = None,
     exclude: Patterns = None,
@@ -218,7 +224,7 @@ def noise_ghn_(
         model: any network; it is not called.
         seed: of the noise.
         noise_scale: sigma; 0 gives every seed the same weights, larger values more different members.
-        pretrained, example_inputs, graph, head, kept, include, exclude, strict: as in :func:`ghn_`.
+        pretrained, example_inputs, graph, head, untrusted, kept, include, exclude, strict: as in :func:`ghn_`.
         revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
 
     Returns:
@@ -240,6 +246,7 @@ def noise_ghn_(
         example_inputs=example_inputs,
         graph=graph,
         head=head,
+        untrusted=untrusted,
         include=include,
         exclude=exclude,
         revision=revision,
@@ -258,6 +265,7 @@ def plan(
     example_inputs: Any = None,
     graph: Architecture | None = None,
     head: Head = "auto",
+    untrusted: Untrusted = "keep",
     name: str = "",
     include: Patterns = None,
     exclude: Patterns = None,
@@ -274,7 +282,7 @@ def plan(
         model: any network; it is not called.
         verb: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
         pretrained: as the verb's; by default the verb's own.
-        example_inputs, graph, head: as in :func:`ghn_`; ``"vae"`` has no use for them.
+        example_inputs, graph, head, untrusted: as in :func:`ghn_`; ``"vae"`` has no use for them.
         name: as in :func:`vae_`.
         include, exclude: as the verb's.
         revision, cache_dir, local_files_only, token: as the verb's.
@@ -317,8 +325,10 @@ def plan(
             "list_pretrained() says which is which"
         )
     if verb == "vae":
-        if example_inputs is not None or graph is not None or head != "auto":
-            raise TypeError("a vae plan goes layer by layer: it takes no example_inputs=, graph= or head=")
+        if example_inputs is not None or graph is not None or head != "auto" or untrusted != "keep":
+            raise TypeError(
+                "a vae plan goes layer by layer: it takes no example_inputs=, graph=, head= or untrusted="
+            )
         return plan_layers(model, weights, source, name=name, include=include, exclude=exclude)
     if name:
         raise TypeError(f"a {verb} plan is of a whole model: it takes no name=")
@@ -330,6 +340,7 @@ def plan(
         example_inputs=example_inputs,
         graph=graph,
         head=head,
+        untrusted=untrusted,
         include=include,
         exclude=exclude,
     )
