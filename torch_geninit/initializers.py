@@ -224,7 +224,8 @@ def noise_ghn_(
         model: any network; it is not called.
         seed: of the noise.
         noise_scale: sigma; 0 gives every seed the same weights, larger values more different members.
-        pretrained, example_inputs, graph, head, untrusted, kept, include, exclude, strict: as in :func:`ghn_`.
+        pretrained, example_inputs, graph, head, untrusted, kept: as in :func:`ghn_`.
+        include, exclude, strict: as in :func:`ghn_`.
         revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
 
     Returns:

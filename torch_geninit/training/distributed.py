@@ -19,13 +19,20 @@ class World:
 
     @classmethod
     def join(cls, device: str) -> World:
-        """Join the processes that ``torchrun`` started, over nccl or gloo; without it stay alone."""
+        """Join the processes that ``torchrun`` started; without it stay alone.
+
+        They talk over nccl if each has a GPU of its own, else over gloo: networks this small leave a GPU
+        waiting for the processor, so several processes may well share one.
+        """
         if "RANK" not in os.environ:
             return cls()
         if not distributed.is_initialized():
+            own = device.startswith("cuda") and torch.cuda.device_count() >= int(
+                os.environ["LOCAL_WORLD_SIZE"]
+            )
             if device.startswith("cuda"):
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+            distributed.init_process_group("nccl" if own else "gloo")
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     @property
