@@ -88,7 +88,7 @@ def failure(name: str = "toy", **options: Any) -> str:
         COMMIT,
         "looked in:",
         "HF_HUB_OFFLINE",
-        "pretrained='path/to/",
+        "'path/to/",
     ):
         assert part in message
     assert f"hf download {REPOSITORY} toy.safetensors --revision {COMMIT}" in message

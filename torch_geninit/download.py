@@ -6,10 +6,14 @@ import hashlib
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch_geninit._version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
 
 TIMEOUT_SECONDS = 5.0
 """For the first answer of the Hub, instead of the client's own retries, which take 23 seconds and up."""
@@ -74,16 +78,33 @@ def fetch(
         if difference := problem(path, source):
             raise OSError(f"what the Hub sent is not what the manifest names: {difference}")
         return path
-    except (
-        errors.HTTPError,  # type: ignore[attr-defined]  # the HTTP library's own, whichever the client uses
-        errors.EntryNotFoundError,
-        errors.XetDownloadError,
-        OSError,
-        RuntimeError,  # what the client's transfer library, hf_xet, raises
-    ) as error:
+    except _errors() as error:
         state = f"there, but {damage}" if damage else "not there"
         places = (*looked, f"the Hub's cache {_cache(cache_dir)} ({state})")
         raise HubError(_message(source, error, places, cache_dir)) from error
+
+
+def pinned(source: Source, *, token: str | bool | None = None) -> Source:
+    """Return ``source`` at a commit: what its revision, perhaps a branch or a tag, is now.
+
+    Where the Hub can't be asked, the cache knows what a branch was when it was downloaded.
+
+    Raises:
+        HubError: if neither is to be had.
+    """
+    if re.fullmatch("[0-9a-f]{40}", source.revision):
+        return source
+    try:
+        commit = _metadata(source, token).commit_hash or ""
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise OSError(f"{_endpoint()} doesn't answer as the Hub does: commit {commit!r}")
+    except _errors() as error:
+        cached = cached_file(source)
+        if cached is None:
+            places = (f"the Hub's cache {_cache(None)} (not there)",)
+            raise HubError(_message(source, error, places, None)) from error
+        commit = cached.parts[-1 - len(Path(source.filename).parts)]
+    return replace(source, revision=commit)
 
 
 def cached_file(source: Source, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
@@ -124,24 +145,46 @@ def problem(path: Path, source: Source) -> str | None:
     return None
 
 
-def _ask(source: Source, token: str | bool | None) -> None:
+def _errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub import errors
+
+    return (
+        errors.HTTPError,  # type: ignore[attr-defined]  # the HTTP library's own, whichever the client uses
+        errors.EntryNotFoundError,
+        errors.XetDownloadError,
+        OSError,
+        RuntimeError,  # what the client's transfer library, hf_xet, raises
+    )
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _metadata(source: Source, token: str | bool | None) -> HfFileMetadata:
     """Ask for the file's metadata: the client retries a download for long, but not this."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     asked_for = constants.HF_HUB_ETAG_TIMEOUT
-    answer = get_hf_file_metadata(
+    return get_hf_file_metadata(
         hf_hub_url(source.repo_id, source.filename, revision=source.revision),
         token=token,
         timeout=TIMEOUT_SECONDS if asked_for == constants.DEFAULT_ETAG_TIMEOUT else asked_for,
         library_name=_NAME,
         library_version=__version__,
     )
+
+
+def _ask(source: Source, token: str | bool | None) -> None:
+    answer = _metadata(source, token)
     # The client makes file names of these two.
     if answer.commit_hash != source.revision or not re.fullmatch(
         r"[0-9A-Za-z][0-9A-Za-z._-]{7,127}", answer.etag or ""
     ):
         raise OSError(
-            f"{constants.ENDPOINT} doesn't answer as the Hub does: commit {answer.commit_hash!r}, "
+            f"{_endpoint()} doesn't answer as the Hub does: commit {answer.commit_hash!r}, "
             f"etag {answer.etag!r}"
         )
     if source.size is not None and answer.size is not None and answer.size != source.size:
@@ -191,7 +234,7 @@ def _message(
             "What helps:",
             "  - be online, without HF_HUB_OFFLINE=1 and local_files_only=True; or",
             f"  - download it in advance: {shlex.join(command)}; or",
-            f"  - pass the path of a copy: pretrained='path/to/{source.filename}'.",
+            f"  - pass the path of a copy in its place: 'path/to/{source.filename}'.",
         ]
     )
 
