@@ -122,8 +122,8 @@ def elastic(x: Tensor, level: int, stream: torch.Generator) -> Tensor:
 
 
 def pixelate(x: Tensor, level: int, stream: torch.Generator) -> Tensor:
-    extent = round(x.shape[-1] * (0.9, 0.72, 0.6, 0.47, 0.35)[level])
-    small = F.interpolate(x, (extent, extent), mode="area")
+    extent = round(x.shape[-1] * (0.9, 0.78, 0.69, 0.56, 0.44)[level])
+    small = F.interpolate(x, (extent, extent), mode="bilinear", antialias=True, align_corners=False)
     return F.interpolate(small, x.shape[-2:], mode="nearest-exact")
 
 
