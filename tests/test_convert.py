@@ -1,104 +1,49 @@
-"""Conversion of published checkpoints, and what hostile files can't do to it."""
+"""Conversion of published checkpoints: formats, families, where from and where to, and what is no GHN."""
 
 from __future__ import annotations
 
 import collections
-import io
 import os
-import pickle
 import re
-import struct
 import subprocess
 import sys
-import tracemalloc
-import warnings
-import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from ghn_checkpoints import FAMILIES, FORMATS, PACKED, PICKLES, joblib_dump, legacy_dump, original, same
+from hub_server import FakeHub, serve
+from huggingface_hub import constants
 from torch import Tensor, nn
 
 from torch_geninit import convert as conversion
-from torch_geninit.convert import ConversionError, convert
+from torch_geninit.convert import ConversionError, HubError, convert
 from torch_geninit.generators.base import noise_stream
 from torch_geninit.generators.file import read
 from torch_geninit.generators.published import PublishedGHN
-from torch_geninit.restricted_pickle import MAX_OPERATIONS, RefusedPickle, parse
 
-SIZES: dict[str, Any] = {"width": 8, "channels": [16, 16], "virtual_edges": True, "layer_norm": True}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "GHN-1": {
-        "family": 2,
-        "kernel": 11,
-        "layers": 0,
-        "heads": 0,
-        "virtual_edges": False,
-        "layer_norm": False,
-    },
-    "GHN-2": {"family": 2, "kernel": 11, "layers": 0, "heads": 0},
-    "GHN-3": {"family": 3, "kernel": 16, "layers": 2, "heads": 4, "virtual_edges": False},
-}
+COMMIT = "0123456789" * 4
 
-
-def original(name: str) -> dict[str, Tensor]:
-    """Make a state dict as the originals publish it."""
-    sizes = {**SIZES, "weight_norm": name != "GHN-1", **FAMILIES[name]}
-    generator = PublishedGHN({"sizes": sizes, "classes": [str(i) for i in range(10)]})
-    stream = torch.Generator().manual_seed(0)
-    state = {n: torch.randn(t.shape, generator=stream) for n, t in generator.state_dict().items()}
-    if sizes["family"] == 2:
-        for layer in ("decoder.conv.0", "decoder.conv.2", "decoder.class_layer_predictor.1"):
-            state[f"{layer}.weight"] = state[f"{layer}.weight"][:, :, None, None]
-    else:
-        # as on the Hub
-        for table in ("centrality_embed_in", "centrality_embed_out", "input_dist_embed"):
-            state[f"{table}.weight"] = state.pop(f"gnn.0.{table}.weight")
-    return state
-
-
-def joblib_dump(content: Any, path: Path) -> None:
-    pytest.importorskip("joblib").dump(content, path)
-
-
-def legacy_dump(content: Any, path: Path) -> None:
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-
-
-def safetensors_dump(content: Any, path: Path) -> None:
-    import safetensors.torch
-
-    safetensors.torch.save_file(content, path)
-
-
-def same(found: PublishedGHN, state: dict[str, Tensor]) -> bool:
-    values = found.state_dict()
-    renamed = {
-        n if n in values else f"gnn.0.{n}": t.flatten(1) if t.ndim == 4 else t for n, t in state.items()
-    }
-    return set(values) == set(renamed) and all(torch.equal(values[n], t) for n, t in renamed.items())
+# --- formats and families -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("dump", [torch.save, legacy_dump, joblib_dump, safetensors_dump])
-def test_every_format_of_every_family_converts(
-    name: str, dump: Callable[[Any, Path], None], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_of_every_family_converts(name: str, form: str, tmp_path: Path) -> None:
     state = original(name)
-    dump(state, tmp_path / "checkpoint")
+    FORMATS[form](state, tmp_path / "checkpoint")
     convert(tmp_path / "checkpoint", tmp_path / "ghn.safetensors", licence="MIT")
     generator = read(tmp_path / "ghn.safetensors")
     assert isinstance(generator, PublishedGHN)
     assert same(generator, state)
     assert generator.card["licence"] == "MIT"
-    expected = {**SIZES, "weight_norm": name != "GHN-1", **FAMILIES[name]}
-    assert {key: generator.card["sizes"][key] for key in expected} == expected
+    assert generator.card["sizes"] == FAMILIES[name]
 
 
-@pytest.mark.parametrize("dump", [torch.save, legacy_dump, joblib_dump])
-def test_checkpoint_with_config_converts(dump: Callable[[Any, Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", PICKLES | PACKED)
+def test_checkpoint_with_config_converts(form: str, tmp_path: Path) -> None:
     state = original("GHN-2")
     config = {
         "hid": 8,
@@ -107,7 +52,7 @@ def test_checkpoint_with_config_converts(dump: Callable[[Any, Path], None], tmp_
         "weight_norm": False,
         "lr": 1e-3,
     }
-    dump(
+    (PICKLES | PACKED)[form](
         {"state_dict": collections.OrderedDict(state), "config": config, "epoch": 300},
         tmp_path / "checkpoint",
     )
@@ -140,6 +85,18 @@ def test_tensors_that_share_a_storage_and_half_precision_convert(tmp_path: Path)
         assert torch.equal(found["ln.bias"], both[8:].float())
 
 
+def test_checkpoint_with_its_optimizer_converts(tmp_path: Path) -> None:
+    state = original("GHN-3")
+    parameters = [nn.Parameter(value) for value in state.values()]
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for dump in (torch.save, joblib_dump):
+        dump({"state_dict": state, "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint")
+        assert same(convert(tmp_path / "checkpoint", tmp_path / "ghn.safetensors"), state)
+
+
 def test_converted_generator_predicts_as_the_unconverted(tmp_path: Path) -> None:
     state = original("GHN-3")
     joblib_dump(state, tmp_path / "checkpoint")
@@ -156,267 +113,203 @@ def test_converted_generator_predicts_as_the_unconverted(tmp_path: Path) -> None
     assert all(torch.equal(value, expected[name]) for name, value in values(found).items())
 
 
-def test_command_line(tmp_path: Path) -> None:
+# --- the command --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
     torch.save(original("GHN-2"), tmp_path / "in.pt")
+    return tmp_path / "in.pt"
+
+
+def test_command_line(checkpoint: Path) -> None:
+    folder = checkpoint.parent
     command = [sys.executable, "-m", "torch_geninit.convert", "in.pt", "out.safetensors", "--licence", "MIT"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"wrote out\.safetensors: GHN-2, \d+ values, 10 classes\n", done.stdout)
-    assert read(tmp_path / "out.safetensors").card["licence"] == "MIT"
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert re.match(r"wrote out\.safetensors: GHN-2, \d+ values, 10 classes\n", done.stdout)
+    assert "ghn_(model, pretrained='out.safetensors')" in done.stdout
+    assert read(folder / "out.safetensors").card["licence"] == "MIT"
 
 
-def test_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert conversion.main([str(tmp_path / "missing.pt"), str(tmp_path / "out.safetensors")]) == 1
-    assert "neither a file nor" in capsys.readouterr().err
+@pytest.mark.parametrize("name", FAMILIES)
+def test_command_names_the_family(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(original(name), tmp_path / "in.pt")
+    assert conversion.main([str(tmp_path / "in.pt"), str(tmp_path / "out.safetensors")]) == 0
+    assert f": {name.partition(',')[0]}, " in capsys.readouterr().out
 
 
-def test_source_on_the_hub_is_fetched_at_its_revision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("missing.pt", "neither a file nor repo_id:filename@revision"),
+        (".", "is a folder"),
+        ("some/repo:ghn.pt", "lacks a revision"),
+        ("some/repo:../ghn.pt@main", "neither a file nor"),
+        ("in.pt@main", "neither a file nor"),
+    ],
+)
+def test_impossible_source_is_explained(
+    source: str,
+    said: str,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from torch_geninit import download
+    monkeypatch.chdir(checkpoint.parent)
+    assert conversion.main([source, "out.safetensors"]) == 1
+    assert said in capsys.readouterr().err
 
-    asked = []
 
-    def fetch(source: download.Source) -> Path:
-        asked.append((source.repo_id, source.filename, source.revision))
-        return tmp_path / "checkpoint"
+# --- the target ---------------------------------------------------------------------------------------------
 
-    torch.save(original("GHN-3"), tmp_path / "checkpoint")
-    monkeypatch.setattr(download, "fetch", fetch)
-    revision = "0123456789" * 4
-    generator = convert(f"some-one/ghn3:folder/ghn.pt@{revision}", tmp_path / "ghn.safetensors")
-    assert asked == [("some-one/ghn3", "folder/ghn.pt", revision)]
-    assert generator.card["trained"]["source"] == f"some-one/ghn3:folder/ghn.pt@{revision}"
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("out.pt", "must end in .safetensors"),
+        ("missing/out.safetensors", "there is no folder"),
+        ("folder.safetensors", "it is a folder"),
+        ("same.safetensors", "it is the source"),
+    ],
+)
+def test_impossible_target_is_refused_before_the_source_is_read(
+    target: str, said: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "same.safetensors"
+    source.write_text("no checkpoint")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(ConversionError, match=said):
+        convert(source, tmp_path / target)
+    assert source.read_text() == "no checkpoint"
+
+
+def test_target_is_replaced_as_a_whole_and_readable_as_other_files_are(checkpoint: Path) -> None:
+    target = checkpoint.with_name("out.safetensors")
+    target.write_text("an older file")
+    reader = open(target)
+    convert(checkpoint, target)
+    assert reader.read() == "an older file"
+    reader.close()
+    assert target.stat().st_mode == checkpoint.stat().st_mode
+    assert sorted(path.name for path in target.parent.iterdir()) == ["in.pt", "out.safetensors"]
+
+
+def test_failed_write_leaves_the_old_target_and_nothing_else(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half a file")
+        raise safetensors.SafetensorError("no space left")
+
+    target = checkpoint.with_name("out.safetensors")
+    target.write_text("an older file")
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(ConversionError, match="could not be written"):
+        convert(checkpoint, target)
+    assert target.read_text() == "an older file"
+    assert sorted(path.name for path in target.parent.iterdir()) == ["in.pt", "out.safetensors"]
+
+
+# --- the Hub ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serve() as fake:
+        huggingface_hub.close_session()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
+        template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(checkpoint.parent / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        for revision in (COMMIT, "main"):
+            fake.files["someone/ghn3", revision, "ghn.pt"] = checkpoint.read_bytes()
+        fake.answer = {"X-Repo-Commit": COMMIT}
+        yield fake
+        huggingface_hub.close_session()
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "main"])
+def test_source_on_the_hub_is_pinned_to_its_commit(revision: str, server: FakeHub, tmp_path: Path) -> None:
+    generator = convert(f"someone/ghn3:ghn.pt@{revision}", tmp_path / "ghn.safetensors")
+    assert same(generator, original("GHN-2"))
+    assert generator.card["trained"]["source"] == f"someone/ghn3:ghn.pt@{COMMIT}"
+    (downloaded,) = (path for method, path in server.requests if method == "GET" and "/resolve/" in path)
+    assert f"/resolve/{COMMIT}/" in downloaded
+
+
+def test_branch_that_is_cached_needs_no_hub(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huggingface_hub.hf_hub_download("someone/ghn3", "ghn.pt", revision="main", cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    generator = convert("someone/ghn3:ghn.pt@main", tmp_path / "ghn.safetensors")
+    assert generator.card["trained"]["source"] == f"someone/ghn3:ghn.pt@{COMMIT}"
+
+
+@pytest.mark.parametrize("source", ["other/repo:ghn.pt@main", f"someone/ghn3:other.pt@{COMMIT}"])
+def test_source_that_the_hub_has_not(
+    source: str, server: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(HubError, match=r"looked in:"):
+        convert(source, tmp_path / "ghn.safetensors")
+    assert conversion.main([source, str(tmp_path / "ghn.safetensors")]) == 1
+    assert "What helps:" in capsys.readouterr().err
+    assert not (tmp_path / "ghn.safetensors").exists()
 
 
 # --- what is no GHN -----------------------------------------------------------------------------------------
 
 
-def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
-    path, target = tmp_path / "checkpoint", tmp_path / "ghn.safetensors"
-    torch.save(nn.Linear(2, 2).state_dict(), path)
-    with pytest.raises(ConversionError, match=r"not of a GHN: 'embed\.weight'"):
-        convert(path, target)
-    state = original("GHN-2")
-    torch.save({**state, "more.weight": torch.zeros(2)}, path)
-    with pytest.raises(ConversionError, match=r"'more\.weight': expected None, got \(2,\)"):
-        convert(path, target)
-    state["ln.weight"] = torch.zeros(9)
-    torch.save(state, path)
-    with pytest.raises(ConversionError, match=r"'ln\.weight': expected \(8,\), got \(9,\)"):
-        convert(path, target)
-    state["ln.weight"] = torch.full((8,), float("nan"))
-    torch.save(state, path)
-    with pytest.raises(ConversionError, match="NaN"):
-        convert(path, target)
-    torch.save({"state_dict": original("GHN-2"), "config": {"decoder": "mlp"}}, path)
-    with pytest.raises(ConversionError, match="decoder is not 'conv'"):
-        convert(path, target)
-    path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(ConversionError, match="neither a torch file"):
-        convert(path, target)
-    assert not target.exists()
+def refused(content: dict[str, object], tmp_path: Path, said: str) -> None:
+    torch.save(content, tmp_path / "checkpoint")
+    with pytest.raises(ConversionError, match=said):
+        convert(tmp_path / "checkpoint", tmp_path / "ghn.safetensors")
+    assert not (tmp_path / "ghn.safetensors").exists()
 
 
-# --- hostile files ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"more.weight": torch.zeros(2)}, r"'more\.weight': expected no such tensor, got \(2,\)"),
+        ({"ln.weight": torch.zeros(9)}, r"'ln\.weight': expected \(8,\), got \(9,\)"),
+        ({"ln.weight": torch.full((8,), float("nan"))}, "NaN"),
+        ({"ln.weight": torch.zeros(8, dtype=torch.int64)}, r"torch\.int64"),
+        ({"ln.weight": torch.eye(8).to_sparse()}, "_rebuild_sparse_tensor"),
+        ({"ln.weight": "text"}, r"'ln\.weight', which is no tensor"),
+        ({"embed.weight": torch.zeros(8)}, r"matrix 'embed\.weight', got \(8,\)"),
+        ({"embed.weight": torch.zeros(15, 0)}, r"matrix 'embed\.weight', got \(15, 0\)"),
+        ({"embed.weight": torch.zeros(15, 9)}, "sizes are impossible"),
+        ({"ln\x1b[2J": torch.zeros(8)}, r"'ln\\x1b\[2J'"),
+    ],
+)
+def test_other_tensors_are_refused(changes: dict[str, object], said: str, tmp_path: Path) -> None:
+    refused({**original("GHN-2"), **changes}, tmp_path, said)
 
 
-class Runs:
-    """Unpickled by Python, writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return exec, (f"open({str(self.path)!r}, 'w').close()",)
+def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    refused(nn.Linear(2, 2).state_dict(), tmp_path, r"not of a GHN: expected a matrix 'embed\.weight'")
 
 
-class Inherits(dict):  # type: ignore[type-arg]
-    pass
-
-
-def legacy_storage(numel: int, data: bytes = b"") -> bytes:
-    """Make what torch pickles as the bytes of one storage, of a size that ``data`` need not have."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch pickles tensors by a class that it calls deprecated
-        storage = torch.storage.TypedStorage(wrap_storage=torch.UntypedStorage(4), dtype=torch.float32)
-        torch.save(storage, buffer, _use_new_zipfile_serialization=False)
-    saved = buffer.getvalue()
-    key = re.search(rb"X(.)\x00\x00\x00(\d{6,})", saved)
-    assert key is not None
-    changed = saved.replace(b"K\x01N", b"J" + struct.pack("<i", numel) + b"N")
-    assert changed != saved or numel == 1
-    return changed[:-12] + struct.pack("<q", numel) + data
-
-
-class Storage:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def __reduce__(self) -> Any:
-        return torch.storage._load_from_bytes, (self.data,)
-
-
-class Described:
-    def __init__(self, data: bytes, size: Any, stride: Any, offset: int = 0) -> None:
-        self.arguments = (Storage(data), offset, size, stride, False, collections.OrderedDict())
-
-    def __reduce__(self) -> Any:
-        return torch._utils._rebuild_tensor_v2, self.arguments
-
-
-def pickles(tmp_path: Path) -> dict[str, bytes]:
-    """Hostile pickles by what they try."""
-    marker = tmp_path / "ran"
-    one = legacy_storage(1, b"\0\0\0\0")
-    nested = io.BytesIO()
-    torch.save(Runs(marker), nested, _use_new_zipfile_serialization=False)
-    deep = b"\x80\x04" + b"]" * 20_000 + b"a" * 19_999 + b"."
-    deep_key = b"\x80\x04}" + b")" + b"\x85" * 20_000 + b"K\x01s."
-    return {
-        "code": pickle.dumps({"embed.weight": Runs(marker)}),
-        "code, protocol 0": pickle.dumps({"embed.weight": Runs(marker)}, protocol=0),
-        "code, protocol 2": pickle.dumps({"embed.weight": Runs(marker)}, protocol=2),
-        "code in a storage": pickle.dumps({"embed.weight": Described(nested.getvalue(), (1,), (1,))}),
-        "code in a config": pickle.dumps({"state_dict": {}, "config": {"hid": Runs(marker)}}),
-        "code as a key": pickle.dumps({"x": 1})[:2] + b"}" + pickle.dumps(Runs(marker))[2:-1] + b"K\x01s.",
-        "torch.load": b"\x80\x04c" + b"torch\nload\n" + b"\x8c\x01x\x85R.",
-        "a class": pickle.dumps(Inherits(x=1)),
-        "an instance by opcode": b"(ios\nsystem\n.",
-        "an extension code": b"\x80\x02\x82\x01.",
-        "a persistent id": b"\x80\x04\x8c\x01xQ.",
-        "tensor beyond its storage": pickle.dumps({"embed.weight": Described(one, (2,), (1,))}),
-        "tensor before its storage": pickle.dumps({"embed.weight": Described(one, (1,), (1,), -1)}),
-        "tensor of one value a million times": pickle.dumps({"embed.weight": Described(one, (10**6,), (0,))}),
-        "tensor of huge extents": pickle.dumps({"embed.weight": Described(one, (2**62, 4), (0, 0))}),
-        "storage beyond the file": pickle.dumps(
-            {"embed.weight": Described(legacy_storage(2**31 - 1), (1,), (1,))}
-        ),
-        "string of 2^60 bytes": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"x.",
-        "bytes of 2^60 bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"x.",
-        "bytearray of 2^40 bytes": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.",
-        "memo index 2^32": b"\x80\x04}r" + struct.pack("<I", 2**32 - 1) + b"0.",
-        "deep list": deep,
-        "deep key": deep_key,
-        "no end": b"\x80\x04}",
-        "empty stack": b"\x80\x04.",
-        "set": b"\x80\x04\x8f.",
-        "wrong target": b"\x80\x04)K\x01K\x02s.",
-        "call of a number": b"\x80\x04K\x01)R.",
-        "long text number": b"L" + b"9" * 10_000 + b"L\n.",
-        "number instead of a dict": b"\x80\x04K\x01.",
-    }
-
-
-NAMES = list(pickles(Path("/nowhere")))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_hostile_pickle_is_refused(name: str, tmp_path: Path) -> None:
-    content = pickles(tmp_path)[name]
-    path, target = tmp_path / "checkpoint", tmp_path / "ghn.safetensors"
-    path.write_bytes(content)
-    tracemalloc.start()
-    try:
-        with pytest.raises(ConversionError):
-            convert(path, target)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 40 << 20
-    assert not (tmp_path / "ran").exists()
-    assert not target.exists()
-
-
-def test_hostile_pickles_do_run_where_they_are_believed(tmp_path: Path) -> None:
-    """The test above would prove nothing if its files were harmless."""
-    for name in ("code", "code, protocol 0", "code, protocol 2", "code in a config", "code as a key"):
-        pickle.loads(pickles(tmp_path)[name])
-        assert (tmp_path / "ran").exists(), name
-        (tmp_path / "ran").unlink()
-
-
-@pytest.mark.parametrize("name", ["code", "a class", "torch.load", "set", "code as a key"])
-def test_hostile_pickle_in_a_torch_archive_is_refused(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickles(tmp_path)[name])
-        archive.writestr("archive/version", "3\n")
-    with pytest.raises(ConversionError):
-        convert(path, tmp_path / "ghn.safetensors")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_archive_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint"
-    torch.save(original("GHN-2"), path)
-    packed = tmp_path / "packed"
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for entry in source.infolist():
-            archive.writestr(entry.filename, source.read(entry))
-    with pytest.raises(ConversionError, match="compressed or overlapping"):
-        convert(packed, tmp_path / "ghn.safetensors")
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("readme.txt", "nothing")
-    with pytest.raises(ConversionError, match=r"torch\.save did not write"):
-        convert(packed, tmp_path / "ghn.safetensors")
-
-
-def test_archive_with_a_storage_of_another_size_is_refused(tmp_path: Path) -> None:
-    path, changed = tmp_path / "checkpoint", tmp_path / "changed"
-    torch.save({"embed.weight": torch.zeros(4)}, path)
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(changed, "w") as archive:
-        for entry in source.infolist():
-            content = source.read(entry)
-            archive.writestr(entry.filename, content[:8] if "/data/" in entry.filename else content)
-    with pytest.raises(ConversionError, match="another size than its entry"):
-        convert(changed, tmp_path / "ghn.safetensors")
-
-
-def test_old_torch_file_that_claims_more_than_it_has_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint"
-    legacy_dump(original("GHN-2"), path)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ConversionError, match="within a storage|larger than the file"):
-        convert(path, tmp_path / "ghn.safetensors")
-
-
-def test_many_views_of_one_storage_are_no_way_to_fill_memory(tmp_path: Path) -> None:
-    data = legacy_storage(1000, bytes(4000))
-    shared = Storage(data)
-    views = {}
-    for index in range(1000):
-        views[str(index)] = Described(b"", (1000,), (1,))
-        views[str(index)].arguments = (shared, *views[str(index)].arguments[1:])
-    path = tmp_path / "checkpoint"
-    path.write_bytes(pickle.dumps(views))
-    with pytest.raises(ConversionError, match="more values than the file has bytes"):
-        convert(path, tmp_path / "ghn.safetensors")
-
-
-def test_endless_pickle_is_cut_off() -> None:
-    stream = io.BytesIO(b"\x80\x04" + b"N" * (MAX_OPERATIONS + 10) + b".")
-    with pytest.raises(RefusedPickle, match="operations"):
-        parse(stream)
-
-
-@pytest.mark.parametrize("cut", range(0, 400, 13))
-def test_truncated_and_damaged_files_are_refused(cut: int, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint"
-    for dump in (joblib_dump, legacy_dump, torch.save):
-        dump(original("GHN-2"), path)
-        content = bytearray(path.read_bytes())
-        path.write_bytes(content[: cut or 1])
-        with pytest.raises(ConversionError):
-            convert(path, tmp_path / "ghn.safetensors")
+def test_generator_file_is_not_converted_again(checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path / "ghn.safetensors")
+    with pytest.raises(ConversionError, match="a generator file already"):
+        convert(tmp_path / "ghn.safetensors", tmp_path / "again.safetensors")
 
 
 def test_no_verb_imports_the_converter() -> None:
     code = (
         "import sys, torch_geninit, torch_geninit.hub, torch_geninit.generators.published;"
         "import torch_geninit.graph.autograd;"
-        "bad = [m for m in sys.modules if m in ('torch_geninit.convert', 'torch_geninit.restricted_pickle')];"
+        "readers = ['convert', 'checkpoint_file', 'restricted_pickle', 'restricted_tensors'];"
+        "bad = [name for name in readers if 'torch_geninit.' + name in sys.modules];"
         "assert not bad, bad"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}

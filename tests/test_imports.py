@@ -18,11 +18,11 @@ LAYERS = [
     {"_version", "ambient", "graph.architecture", "graph.vocabulary"},
     {"graph"},
     {"generators"},
-    {"shard", "survey", "table", "write", "plan"},
+    {"marks", "shard", "survey", "table", "reset", "targets", "write", "plan"},
     {"manifest", "download", "hub", "calibrate"},
     {"coverage"},
     {"initializers"},
-    {"restricted_pickle", "convert"},
+    {"restricted_tensors", "restricted_pickle", "checkpoint_file", "convert"},
     {"__init__"},
     {"training"},
 ]

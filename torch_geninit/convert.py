@@ -10,13 +10,10 @@ knows tensors and plain containers and nothing else.
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import mmap
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
@@ -26,18 +23,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from torch_geninit import restricted_pickle as pickles
+from torch_geninit.checkpoint_file import ConversionError, read
+from torch_geninit.download import HubError, Source, fetch, pinned
 from torch_geninit.generators.card import FORMAT_VERSION, check_card
 from torch_geninit.generators.file import METADATA_KEY
 from torch_geninit.generators.published import PublishedGHN
 from torch_geninit.graph.vocabulary import VERSION
 
-_ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[^:@]+)@(?P<revision>[\w./-]+)")
+__all__ = ["ConversionError", "HubError", "build", "convert", "main"]
+
+_ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[^:@]+)(?:@(?P<revision>[\w./-]+))?")
 _TOP_LEVEL = re.compile(r"(centrality_embed_in|centrality_embed_out|input_dist_embed)\.")
-
-
-class ConversionError(ValueError):
-    """A checkpoint that can't be converted; the message says what is wrong with it and what to do."""
+_NO_GHN = "Check that it is the checkpoint of a hypernetwork, not of a network made by one"
 
 
 def convert(
@@ -46,122 +43,67 @@ def convert(
     """Convert a published checkpoint and return the generator.
 
     Args:
-        source: a file, or ``repo_id:filename@revision`` on the Hub. Read are state dicts and ``{config,
-        state_dict}``
-            dicts, saved by torch or joblib (uncompressed) or as safetensors (the config as JSON in its
-            metadata).
-        target: .safetensors file to write.
+        source: a file, or ``repo_id:filename@revision`` on the Hub. Read are state dicts and
+            ``{config, state_dict}`` dicts, saved by torch or joblib (zlib, gzip, bz2, lzma and xz too) or as
+            safetensors (the config as JSON in its metadata).
+        target: .safetensors file to write, in a folder that exists; it appears whole or not at all, and
+            replaces a file of that name.
         licence: of the weights, recorded in the file.
 
     Raises:
-        ConversionError: if the file holds anything else, or is no checkpoint of a GHN.
+        ConversionError: if the source holds anything else or is no checkpoint of a GHN, or if the target
+            can't be.
         HubError: if it can't be downloaded.
 
     Example:
         >>> convert("ghn2_cifar10.pt", "ghn2.safetensors")  # doctest: +SKIP
     """
-    path = _local(os.fspath(source))
-    state, config = _read(path)
-    generator = build(state, config, source=str(source), licence=licence)
-    _write(generator, Path(target))
+    text, goal = os.fspath(source), Path(target)
+    _check_target(goal, Path(text))
+    path, origin = _local(text)
+    state, config = read(path)
+    generator = build(state, config, source=origin, licence=licence)
+    _write(generator, goal)
     return generator
 
 
-# --- reading ------------------------------------------------------------------------------------------------
+# --- where from and where to --------------------------------------------------------------------------------
 
 
-def _local(source: str) -> Path:
+def _check_target(target: Path, source: Path) -> None:
+    """Refuse before anything is downloaded or read."""
+    if target.suffix != ".safetensors":
+        problem = "its name must end in .safetensors, by which pretrained= knows a file from a name"
+    elif not target.parent.is_dir():
+        problem = f"there is no folder {target.parent}; create it"
+    elif target.is_dir():
+        problem = "it is a folder; name a file in it"
+    elif target.exists() and source.exists() and target.samefile(source):
+        problem = "it is the source; name another file"
+    else:
+        return
+    raise ConversionError(f"{target} can't be the target: {problem}")
+
+
+def _local(source: str) -> tuple[Path, str]:
+    """Return the local file of ``source``, and where it came from in words for the card."""
     path = Path(source)
     if path.is_file():
-        return path
+        return path, path.name
     match = _ON_HUB.fullmatch(source)
-    if match is None:
+    if match is None or {".", "..", ""} & set(match["file"].split("/")):
+        kind = "a folder" if path.is_dir() else "neither a file nor repo_id:filename@revision"
         raise ConversionError(
-            f"{source!r} is neither a file nor repo_id:filename@revision "
-            "(as 'someone/some-repo:ghn.pt@0123abc'); check the path"
+            f"{source!r} is {kind}. Expected the path of a checkpoint, or as "
+            "'someone/some-repo:ghn.pt@0123abc' a file on the Hub"
         )
-    from torch_geninit.download import Source, fetch
-
-    return fetch(Source(match["repo"], match["revision"], match["file"]))
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(16)
-            if start.startswith(b"PK"):
-                return _split(_read_zip(path), path.stat().st_size)
-            if start.startswith(b"\x80"):
-                return _split(_read_pickle(file), path.stat().st_size)
-        if start[8:9] == b"{":
-            return _read_safetensors(path)
-        raise pickles.RefusedPickle(
-            "neither a torch file, an uncompressed joblib file nor a safetensors file"
-        )
-    except (pickles.RefusedPickle, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+    if match["revision"] is None:
         raise ConversionError(
-            f"{path} was not converted: it holds {error}. Expected a checkpoint of tensors, numbers, strings "
-            "and plain containers; nothing of the file was run. Get the file again from its authors, or have "
-            "them save a state dict"
-        ) from error
-
-
-def _read_pickle(file: Any) -> Any:
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    first = pickles.parse(mapped, nested=True)  # type: ignore[arg-type]
-    return pickles.parse_legacy(memoryview(mapped)) if first == pickles.MAGIC else first
-
-
-def _read_zip(path: Path) -> Any:
-    """Inspect a torch archive, then load it; compressed or overlapping entries could unpack to any size."""
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        total = sum(entry.file_size for entry in entries.values())
-        if total > size or any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):
-            raise pickles.RefusedPickle("compressed or overlapping entries, which torch.save never writes")
-        name = next((n for n in entries if n.count("/") == 1 and n.endswith("/data.pkl")), None)
-        if name is None:
-            raise pickles.RefusedPickle("a zip archive that torch.save did not write")
-        folder = name.removesuffix("data.pkl")
-
-        def persistent(identity: Any) -> pickles.Storage:
-            key, storage = pickles.storage_of(identity)
-            entry = entries.get(f"{folder}data/{key}")
-            if entry is None or entry.file_size != storage.nbytes:
-                raise pickles.RefusedPickle("a storage of another size than its entry")
-            return storage
-
-        with archive.open(name) as stream:
-            # the whole entry at once: it is stored, hence no larger than the file
-            pickle = stream.read()
-    pickles.parse(io.BytesIO(pickle), persistent=persistent)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251
-    except Exception as error:  # torch's own restricted reader raises what it likes
-        raise pickles.RefusedPickle(f"something that torch refuses ({str(error)[:200]})") from error
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safetensors.safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    try:
-        config = json.loads(metadata.get("config", "{}"))
-    except (ValueError, RecursionError) as error:
-        raise pickles.RefusedPickle("a config that is no JSON") from error
-    return safetensors.torch.load_file(path), config if isinstance(config, dict) else {}
-
-
-def _split(content: Any, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not isinstance(content, Mapping):
-        raise pickles.RefusedPickle(f"a {type(content).__name__}, no dict of tensors")
-    config = content.get("config")
-    state = content.get("state_dict", content)
-    if not isinstance(state, Mapping):
-        raise pickles.RefusedPickle("a state_dict that is no dict")
-    if all(isinstance(value, Tensor) for value in state.values()):
-        return dict(state), dict(config) if isinstance(config, Mapping) else {}
-    return pickles.tensors(state, size), dict(config) if isinstance(config, Mapping) else {}
+            f"{source!r} names no file here, and for the Hub it lacks a revision: add @ and a commit, which "
+            f"nobody can change, or a branch, as {source + '@main'!r}"
+        )
+    pin = pinned(Source(match["repo"], match["revision"], match["file"]))
+    return fetch(pin), f"{pin.repo_id}:{pin.filename}@{pin.revision}"
 
 
 # --- building -----------------------------------------------------------------------------------------------
@@ -178,12 +120,6 @@ def build(
     renamed = {_renamed(name): value for name, value in state.items()}
     # 1 x 1 convolutions in GHN-2, linear layers in GHN-3
     values = {n: v.flatten(1) if v.ndim == 4 and v.shape[2:] == (1, 1) else v for n, v in renamed.items()}
-    for option, supported in (("hypernet", "gatedgnn"), ("decoder", "conv")):
-        if config.get(option, supported) != supported:
-            raise ConversionError(
-                f"the checkpoint's {option} is not {supported!r}; only that is supported, which all of "
-                "GHN-1, GHN-2 and GHN-3 have"
-            )
     card = _card(values, config, source, licence)
     with torch.device("meta"):
         generator = PublishedGHN(card)
@@ -194,8 +130,8 @@ def build(
         first = wrong[0]
         raise ConversionError(
             f"the checkpoint is not of the GHN that its tensors make it look like: {len(wrong)} of them "
-            f"differ, the first is {first!r}: expected {expected.get(first)}, got {found.get(first)}. "
-            "Check that it is the checkpoint of a hypernetwork, not of a network made by one"
+            f"differ, the first is {first[:100]!a}: expected {_said(expected.get(first))}, "
+            f"got {_said(found.get(first))}. {_NO_GHN}"
         )
     loaded = {name: values[name].detach().to(torch.float32).contiguous() for name in expected}
     for name, tensor in loaded.items():
@@ -205,60 +141,83 @@ def build(
     return generator.eval().requires_grad_(False)
 
 
+def _said(shape: tuple[int, ...] | None) -> str:
+    return "no such tensor" if shape is None else str(shape)
+
+
 def _renamed(name: str) -> str:
     name = name.removeprefix("module.")
     return f"gnn.0.{name}" if _TOP_LEVEL.match(name) else name
 
 
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Read the sizes of a GHN off its tensors."""
+
+    def size(name: str, axis: int) -> int:
+        shape = shapes.get(name)
+        if shape is None or len(shape) != 2 or 0 in shape:
+            raise ConversionError(
+                f"the checkpoint is not of a GHN: expected a matrix {name!r}, got {_said(shape)}. {_NO_GHN}"
+            )
+        return shape[axis]
+
+    width = size("embed.weight", 1)
+    flat = "decoder.mlp.fc.2.weight" in shapes
+    if flat:
+        # (classes * out, ...) and (out * in * S * S, ...)
+        classes = size("bias_class.1.weight", 0)
+        out = size("decoder.class_layer_predictor.1.weight", 0) // classes
+        kernel = 11 if size("shape_enc.embed_spatial.weight", 0) == 9 else 16
+        in_ = size("decoder.mlp.fc.2.weight", 0) // max(1, out * kernel * kernel)
+    else:
+        classes = size("decoder.class_layer_predictor.1.weight", 0)
+        out = size("decoder.class_layer_predictor.1.weight", 1)
+        in_ = size("decoder.conv.2.weight", 0) // out
+        kernel = isqrt(size("decoder.fc.0.weight", 0) // (4 * width))
+    layers = sum(bool(re.fullmatch(r"gnn\.\d+\.ln1\.weight", name)) for name in shapes)
+    return {
+        "family": 3 if layers else 2,
+        "width": width,
+        "classes": classes,
+        "channels": [out, in_],
+        "kernel": kernel,
+        "layers": layers,
+        "heads": shapes.get("gnn.0.attn.proj_e.2.weight", (0,))[0],
+        "hypernet": "mlp" if "gnn.fc.0.weight" in shapes else "gnn",
+        "decoder": "mlp" if flat else "conv",
+        "virtual_edges": "gnn.mlp_ve.fc.0.weight" in shapes,
+        "layer_norm": "ln.weight" in shapes,
+    }
+
+
 def _card(
     values: Mapping[str, Tensor], config: Mapping[str, Any], source: str, licence: str | None
 ) -> dict[str, Any]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in values.items()}
-    try:
-        width = shapes["embed.weight"][1]
-        classes, out = shapes["decoder.class_layer_predictor.1.weight"]
-        in_ = shapes["decoder.conv.2.weight"][0] // out
-        kernel = isqrt(shapes["decoder.fc.0.weight"][0] // (4 * width))
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise ConversionError(
-            f"the checkpoint is not of a GHN: {error} is missing or has another number of dimensions. Check "
-            "that it is the checkpoint of a hypernetwork, not of a network made by one"
-        ) from error
-    layers = sum(bool(re.fullmatch(r"gnn\.\d+\.ln1\.weight", name)) for name in shapes)
-    family = 3 if layers else 2
-    virtual, normed = "gnn.mlp_ve.fc.0.weight" in shapes, "ln.weight" in shapes
+    sizes = _sizes({name: tuple(tensor.shape) for name, tensor in values.items()})
+    classes = sizes.pop("classes")
     # GHN-1 has none of the three, and of these two alone the tensors tell
-    scaled = bool(config.get("weight_norm", family == 3 or virtual or normed))
+    likely = sizes["family"] == 3 or sizes["virtual_edges"] or sizes["layer_norm"]
+    sizes["weight_norm"] = bool(config.get("weight_norm", likely))
     small = classes == 10
     card = {
         "kind": PublishedGHN.kind,
         "format_version": FORMAT_VERSION,
         "vocabulary": {"version": VERSION, "graphs": {}},
-        "sizes": {
-            "family": family,
-            "width": width,
-            "channels": [out, in_],
-            "kernel": kernel,
-            "layers": layers,
-            "heads": shapes.get("gnn.0.attn.proj_e.2.weight", (0,))[0],
-            "virtual_edges": virtual,
-            "layer_norm": normed,
-            "weight_norm": scaled,
-        },
+        "sizes": sizes,
         "trained": {"source": source[:1000], "data": "CIFAR-10" if small else "ImageNet"},
         "input": {
             "size": [3, 32, 32] if small else [3, 224, 224],
             "mean": [0.49139968, 0.48215827, 0.44653124] if small else [0.485, 0.456, 0.406],
             "std": [0.24703233, 0.24348505, 0.26158768] if small else [0.229, 0.224, 0.225],
         },
-        "classes": [f"class {index}" for index in range(classes)],
+        "classes": [f"class {index}" for index in range(min(classes, 1 << 20))],
         "licence": licence or "not stated in the checkpoint; see where it was published",
     }
     try:
         check_card(card)
         PublishedGHN.check_card(card)
     except ValueError as error:
-        raise ConversionError(f"the checkpoint's sizes are impossible: {error}") from error
+        raise ConversionError(f"the checkpoint's sizes are impossible: {error}. {_NO_GHN}") from error
     return card
 
 
@@ -270,10 +229,23 @@ def _write(generator: PublishedGHN, target: Path) -> None:
     metadata = {METADATA_KEY: json.dumps(generator.card, sort_keys=True, separators=(",", ":"))}
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        scratch.touch()
+        mode = scratch.stat().st_mode
         safetensors.torch.save_file(generator.state_dict(), scratch, metadata)
+        # safetensors writes files that nobody else may read
+        scratch.chmod(mode)
         os.replace(scratch, target)
+    except safetensors.SafetensorError as error:
+        raise ConversionError(f"{target} could not be written: {error}. Is there room for it?") from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _family(sizes: Mapping[str, Any]) -> str:
+    if sizes["hypernet"] == "mlp":
+        return "MLP"
+    later = sizes["virtual_edges"] or sizes["layer_norm"] or sizes["weight_norm"]
+    return "GHN-3" if sizes["family"] == 3 else "GHN-2" if later else "GHN-1"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -282,8 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Turn a published GHN checkpoint into a file for ghn_(model, pretrained=...).",
     )
     parser.add_argument("source", help="a file, or repo_id:filename@revision on the Hub")
-    parser.add_argument("target", help="the .safetensors file to write")
-    parser.add_argument("--licence", help="licence of the weights, recorded in the file")
+    parser.add_argument("target", help="the .safetensors file to write; one of that name is replaced")
+    parser.add_argument("--licence", "--license", help="licence of the weights, recorded in the file")
     options = parser.parse_args(arguments)
     try:
         generator = convert(options.source, options.target, licence=options.licence)
@@ -291,9 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     count = sum(tensor.numel() for tensor in generator.state_dict().values())
-    family = f"GHN-{generator.card['sizes']['family']}"
     sys.stdout.write(
-        f"wrote {options.target}: {family}, {count} values, {len(generator.card['classes'])} classes\n"
+        f"wrote {options.target}: {_family(generator.card['sizes'])}, {count} values, "
+        f"{len(generator.card['classes'])} classes\n"
+        f"use it: torch_geninit.ghn_(model, pretrained={options.target!r})\n"
     )
     return 0
 

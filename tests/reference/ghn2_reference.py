@@ -93,6 +93,11 @@ def gated_gnn(state: State, x: Tensor, d: Tensor) -> Tensor:
     return torch.stack(h)
 
 
+def node_mlp(state: State, x: Tensor) -> Tensor:
+    """The ablation without a graph: two layers, each with a ReLU behind it."""
+    return torch.stack([message(state, "gnn", row) for row in x])
+
+
 def layer_norm(state: State, name: str, x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
@@ -144,6 +149,16 @@ def decode_kernel(
 def classify(state: State, full: Tensor) -> Tensor:
     """(O, i) to (K, i)."""
     return linear(state, "decoder.class_layer_predictor.1", full.relu().T).T
+
+
+def decode_flat(
+    state: State, x: Tensor, shape: Sequence[int], size: tuple[int, int], kernel: int, head: bool = False
+) -> Tensor:
+    """The ablation without convolutions: two layers give all values at once, or all of a classifier."""
+    first = linear(state, "decoder.mlp.fc.0", x).relu()
+    if head:
+        return linear(state, "decoder.class_layer_predictor.1", first).view(-1, size[1])
+    return linear(state, "decoder.mlp.fc.2", first).view(*size, kernel, kernel)[:, :, : shape[2], : shape[3]]
 
 
 def decode_vectors(state: State, x: Tensor, head: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""The published hypernetworks GHN-1, GHN-2 and GHN-3 behind our own interface."""
+"""The published hypernetworks GHN-1, GHN-2, their MLP ablations and GHN-3 behind our own interface."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torch_geninit.generators.base import Tile, Verdict, WeightGenerator, noise_stream
 from torch_geninit.generators.published_decoders import (
+    FlatDecoder,
     KernelDecoder,
     VectorDecoder,
     kernel_shape,
@@ -19,13 +20,8 @@ from torch_geninit.generators.published_decoders import (
     table,
     table_shape,
 )
-from torch_geninit.generators.published_encoders import (
-    GatedGNN,
-    GraphTransformer,
-    ShapeEncoder,
-    distances,
-    node_shape,
-)
+from torch_geninit.generators.published_encoders import GatedGNN, GraphTransformer, NodeMLP
+from torch_geninit.generators.published_features import ShapeEncoder, distances, node_shape
 from torch_geninit.graph.architecture import Architecture, Shape
 from torch_geninit.graph.autograd_rules import PRIMITIVES
 
@@ -48,7 +44,8 @@ class PublishedGHN(WeightGenerator):
     """Predict what a published GHN predicts, to rounding, from a converted checkpoint.
 
     Repeated blocks are exactly equal, as published. Card entries read here: ``sizes`` (``family`` 2 or 3,
-    ``width``, ``channels`` [out, in], ``kernel``, ``layers``, ``heads``, and the switches ``virtual_edges``,
+    ``width``, ``channels`` [out, in], ``kernel``, ``layers``, ``heads``, the ablations ``hypernet`` "mlp"
+    instead of "gnn" and ``decoder`` "mlp" instead of "conv", and the switches ``virtual_edges``,
     ``layer_norm``, ``weight_norm``) and ``classes``; :mod:`torch_geninit.convert` writes them.
     """
 
@@ -80,6 +77,12 @@ class PublishedGHN(WeightGenerator):
             )
         if sizes["family"] == 3 and not (sizes["layers"] and sizes["heads"]):
             raise ValueError("sizes: a GHN-3 has at least one layer and one head")
+        for name, usual in (("hypernet", "gnn"), ("decoder", "conv")):
+            value = sizes.get(name)
+            if value != usual and (value != "mlp" or sizes["family"] == 3):
+                raise ValueError(f"sizes.{name}: expected {usual!r}, or 'mlp' for GHN-2, got {value!r:.60}")
+        if sizes["decoder"] == "mlp" and channels[0] != channels[1]:
+            raise ValueError(f"sizes.channels: expected two equal ones for the decoder 'mlp', got {channels}")
 
     def __init__(self, card: Mapping[str, Any]) -> None:
         super().__init__(card)
@@ -91,13 +94,19 @@ class PublishedGHN(WeightGenerator):
         self.weight_norm = bool(sizes["weight_norm"])
         self.embed = nn.Embedding(len(PRIMITIVES), width)
         self.shape_enc = ShapeEncoder(width, classes, kernel)
-        self.gnn: GraphTransformer | GatedGNN
+        self.gnn: GraphTransformer | NodeMLP | GatedGNN
         if self.transformer:
             self.gnn = GraphTransformer(width, int(sizes["layers"]), int(sizes["heads"]))
+        elif sizes["hypernet"] == "mlp":
+            self.gnn = NodeMLP(width)
         else:
             self.gnn = GatedGNN(width, bool(sizes["virtual_edges"]))
         self.ln = nn.LayerNorm(width) if sizes["layer_norm"] else None
-        self.decoder = KernelDecoder(width, (out, in_), kernel, classes, centred=self.transformer)
+        self.decoder: KernelDecoder | FlatDecoder
+        if sizes["decoder"] == "mlp":
+            self.decoder = FlatDecoder(width, (out, in_), kernel, classes)
+        else:
+            self.decoder = KernelDecoder(width, (out, in_), kernel, classes, centred=self.transformer)
         self.decoder_1d = VectorDecoder(width, max(out, in_))
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(max(out, in_), classes))
 

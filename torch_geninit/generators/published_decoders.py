@@ -109,13 +109,57 @@ class KernelDecoder(nn.Module):
     def _resize(self, value: Tensor, shape: Shape) -> Tensor:
         """Make a kernel that is larger than the decoder's from the largest that it has."""
         height, width = shape[2:]
-        if tuple(value.shape[2:]) == (height, width):
-            return value
         out, in_ = (rounded(n, limit) for n, limit in zip(shape[:2], self.channels, strict=True))
         narrow = 2 * in_ <= self.channels[1] or out < self.channels[0]
-        if not self.centred and narrow and max(height, width) <= 2 * self.kernel:
+        larger = value.shape[2:] != (height, width)
+        if larger and not self.centred and narrow and max(height, width) <= 2 * self.kernel:
             return value.repeat(1, 1, 2, 2)[:, :, :height, :width].contiguous()
-        return F.interpolate(value, (height, width), mode="bilinear", align_corners=False)
+        return _enlarged(value, shape)
+
+
+class FlatDecoder(nn.Module):
+    """Decode a node embedding to a kernel or a classifier by two linear layers, an ablation of GHN-2.
+
+    The first layer is shared; a kernel smaller than (out, in, S, S) is its first rows, columns and positions.
+
+    Args:
+        width: of a node embedding.
+        channels: (out, in), the most channels that are decoded, both the same.
+        kernel: S.
+        classes: rows of a classifier.
+    """
+
+    def __init__(self, width: int, channels: tuple[int, int], kernel: int, classes: int) -> None:
+        super().__init__()
+        self.channels, self.kernel, self.classes = channels, kernel, classes
+        self.mlp = nn.Module()
+        self.mlp.fc = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, prod(channels) * kernel * kernel)
+        )
+        self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Linear(2 * width, classes * channels[0]))
+
+    def kernels(self, x: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        """Decode a tensor (o, i, h, w) for each row of x, as :meth:`KernelDecoder.kernels`."""
+        first, relu, second = self.mlp.fc  # type: ignore[misc]
+        size = (*self.channels, self.kernel, self.kernel)
+        result = []
+        for hidden, shape in zip(relu(first(x)), shapes, strict=True):
+            part = tuple(slice(min(n, most)) for n, most in zip(shape, size, strict=True))
+            weight, bias = second.weight.view(*size, -1)[part], second.bias.view(size)[part]
+            value = torch.addmv(bias.flatten(), weight.flatten(0, 3), hidden).view(bias.shape)
+            result.append(_enlarged(value, shape))
+        return result
+
+    def classifier(self, x: Tensor, columns: int) -> Tensor:
+        """Decode the (classes, min(columns, in)) matrix of a classifier from one embedding (1, width)."""
+        full: Tensor = self.class_layer_predictor(self.mlp.fc[0](x))  # type: ignore[index]
+        return full.view(self.classes, -1)[:, :columns].contiguous()
+
+
+def _enlarged(value: Tensor, shape: Shape) -> Tensor:
+    if value.shape[2:] == tuple(shape[2:]):
+        return value
+    return F.interpolate(value, tuple(shape[2:]), mode="bilinear", align_corners=False)
 
 
 class VectorDecoder(nn.Module):
