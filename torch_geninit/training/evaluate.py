@@ -1,4 +1,4 @@
-"""Measure generators on ResNet-20: choose on validation images, report on the test set."""
+"""Measure generators: choose on validation images, report on the test set."""
 
 from __future__ import annotations
 
@@ -109,8 +109,25 @@ def recipes(
     return rows
 
 
+def space(pretrained: str, train: Split, measured: Split, *, count: int) -> dict[str, Any]:
+    """Measure predicted weights on the landmarks and on ``count`` unseen networks, a line each as it goes."""
+    from torch_geninit.training import unseen
+
+    generator = geninit.load(pretrained)
+    landmarks = {}
+    for name, build in unseen.LANDMARKS.items():
+        torch.manual_seed(0)
+        landmarks[name] = unseen.measure(build(len(train.classes)), generator, train, measured)
+        print(json.dumps({"network": name, **landmarks[name]}), flush=True)
+    records = []
+    for record in unseen.survey_space(generator, train, measured, unseen.unseen_specs(count)):
+        records.append(record)
+        print(json.dumps(record), flush=True)
+    return {"landmarks": landmarks, "summary": unseen.summary(records)}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("step0", "members", "recipes"))
+    parser.add_argument("what", choices=("step0", "members", "recipes", "space"))
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", required=True, help="manifest name or generator file")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
@@ -119,6 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=[0.1])
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0])
     parser.add_argument("--warmup", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--networks", type=int, default=100, help="unseen networks of the space")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch threads")
@@ -134,6 +152,8 @@ def main(arguments: argparse.Namespace) -> None:
         for scale in arguments.noise_scale:
             found = members(arguments.pretrained, train, measured, count=arguments.members, noise_scale=scale)
             print(json.dumps(found))
+    elif arguments.what == "space":
+        print(json.dumps(space(arguments.pretrained, train, measured, count=arguments.networks)))
     else:
         recipes(
             arguments.pretrained,
