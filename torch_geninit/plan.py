@@ -8,19 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeVar
+from warnings import warn
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from torch_geninit import table
+from torch_geninit import marks, table
 from torch_geninit.ambient import fixed
 from torch_geninit.graph.architecture import Architecture, Shape
 from torch_geninit.graph.clone import unwrap
 from torch_geninit.graph.draw import Drawing
+from torch_geninit.reset import stale_buffers, to_reset
+from torch_geninit.shard import gathered
 from torch_geninit.survey import Slot, survey
-from torch_geninit.write import Assignment, check_tile, check_writable, to_reset, write
+from torch_geninit.targets import Targets, find_targets
+from torch_geninit.write import Assignment, check_tile, check_writable, write
 
 if TYPE_CHECKING:
     from torch_geninit.generators.base import Tile, Verdict, WeightGenerator
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Verb = Literal["vae", "ghn", "noise_ghn"]
 Kept = Literal["keep", "reset", "error"]
+
+
+ANYWAY = 'Pass untrusted="generate" to fill it all the same. '
 
 
 class GenInitWarning(UserWarning):
@@ -175,9 +183,10 @@ class Plan:
         if len(reasons) > 4:
             parts.append(f"{len(reasons) - 4} more reasons")
         counts = f"{len(self.skipped)} of {len(self.entries)} parameters"
+        distrust = self.verdict is not None and not self.verdict.trusted
         return (
             f"{self.verb}_ leaves {counts} of {self.model} as they are: {'; '.join(parts)}. "
-            "Leave them out with exclude= to accept this, pass strict=True to "
+            f"{ANYWAY if distrust else ''}Leave them out with exclude= to accept this, pass strict=True to "
             f'make it an error; geninit.plan(model, "{self.verb}") lists them all'
         )
 
@@ -226,8 +235,12 @@ class Plan:
         """Fill ``module``, the planned model or a part of it, in place, and return it.
 
         Each call predicts anew: to fill a model part by part, call :meth:`predict` once and its result's
-            ``write_``
-        on each part. The values are the same, bit for bit, as those of the verb on the whole model.
+        ``write_`` on each part. The values are the same, bit for bit, as those of the verb on the whole
+        model.
+
+        Unlike the verbs, it keeps weights that transformers loaded from a checkpoint (parameters marked
+        ``_is_hf_initialized``), and marks what it wrote to a model of transformers: call it from
+        ``_init_weights``, and what the checkpoint lacks is filled.
 
         Args:
             module: the model this plan was made from, a part of it, or one with the same parameter names.
@@ -239,15 +252,30 @@ class Plan:
         Raises:
             ValueError: before anything is changed, if a parameter of ``module`` is not in the plan, has
                 another shape, or can't be written.
+
+        Warns:
+            GenInitWarning: if loaded weights were kept in a whole model, outside of transformers' own pass.
         """
-        targets = self.match(module, prefix)
+        targets = self.match(module, prefix, keep_loaded=True)
         refuse_kept(kept, targets.left)
         if not targets.filled and kept == "keep":
-            return module
-        return self.predict(seed=seed, noise_scale=noise_scale).fill(module, targets, kept)
+            return Prediction(self, {})._write(module, targets, kept)
+        return self.predict(seed=seed, noise_scale=noise_scale)._write(module, targets, kept)
 
-    def match(self, module: nn.Module, prefix: str | None = None) -> Targets:
-        """Find the parameters of ``module`` that this plan fills, and check that they can be written."""
+    def _tell_loaded(self, module: nn.Module, targets: Targets) -> None:
+        if targets.loaded and targets.whole and marks.pass_is_over(module):
+            warn(
+                f"write_ keeps {len(targets.loaded)} parameters of {self.model} that were loaded from a "
+                f"checkpoint, first {targets.loaded[0].name!r}; {self.verb}_ writes to all",
+                GenInitWarning,
+                stacklevel=4,
+            )
+
+    def match(self, module: nn.Module, prefix: str | None = None, *, keep_loaded: bool = False) -> Targets:
+        """Find the parameters of ``module`` that this plan fills, and check that they can be written.
+
+        With ``keep_loaded`` those that transformers loaded from a checkpoint are neither filled nor left.
+        """
         if prefix is None:
             prefix = self.modules.get(module, self.modules.get(unwrap(module), ""))
         slots = survey(module, prefix)
@@ -258,7 +286,6 @@ class Plan:
                 f"{len(unknown)} parameters of {type(module).__name__}, first {unknown[0]!r}, are not in the "
                 f"plan for {self.model}{where}. Plan for this model, or say with prefix= which part this is"
             )
-        filled: dict[str, str] = {}
         for slot in slots:
             entry = self._by_key[slot.key]
             if tuple(slot.parameter.shape) != entry.shape:
@@ -268,21 +295,26 @@ class Plan:
                     f"  got:      {tuple(slot.parameter.shape)}\n"
                     "Plan again after changing a model"
                 )
-            if entry.route is Route.GENERATED:
-                filled[slot.first or slot.name] = entry.name
-            elif entry.route is Route.TIED and entry.tied_to is not None:
-                filled.setdefault(slot.first or slot.name, entry.tied_to)
-        chosen = {slot.name: slot for slot in slots if slot.name in filled and not slot.derived}
-        targets = Targets(
-            {name: (slot, filled[name]) for name, slot in chosen.items()},
-            tuple(slot for slot in slots if (slot.first or slot.name) not in filled),
+        targets = find_targets(
+            slots,
+            self._sources,
+            keep_loaded=keep_loaded,
+            gathered=gathered(chain(module.modules(), self.modules)),
+            whole=not prefix,
         )
-        check_writable([slot for slot in slots if slot.name in filled])
+        written = {id(parameter) for parameter in targets.written()}
+        check_writable([slot for slot in slots if id(slot.parameter) in written], targets.gathered)
         return targets
 
     @cached_property
     def _by_key(self) -> Mapping[tuple[str, str], Entry]:
         return {(entry.canonical, entry.part): entry for entry in self.entries}
+
+    @cached_property
+    def _sources(self) -> Mapping[tuple[str, str], str]:
+        """Name the prediction that fills each parameter which is generated, or tied to one that is."""
+        routes = (Route.GENERATED, Route.TIED)
+        return {(e.canonical, e.part): e.tied_to or e.name for e in self.entries if e.route in routes}
 
     def table(self) -> str:
         """Return the plan as aligned text: parameter, shape, route, fan-in standard deviation, reason."""
@@ -292,14 +324,6 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return table.html(self)
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Parameters of a live module that a plan fills (name -> slot, entry's name), and those it leaves."""
-
-    filled: Mapping[str, tuple[Slot, str]]
-    left: Sequence[Slot]
 
 
 @dataclass(frozen=True)
@@ -316,12 +340,29 @@ class Prediction:
 
     def write_(self, module: ModuleT, *, prefix: str | None = None, kept: Kept = "keep") -> ModuleT:
         """Fill ``module``, the planned model or a part of it, in place; as :meth:`Plan.write_`."""
-        return self.fill(module, self.plan.match(module, prefix), kept)
+        return self._write(module, self.plan.match(module, prefix, keep_loaded=True), kept)
+
+    def _write(self, module: ModuleT, targets: Targets, kept: Kept) -> ModuleT:
+        self.plan._tell_loaded(module, targets)
+        self.fill(module, targets, kept)
+        if marks.reads_marks(chain((module,), self.plan.modules)):
+            marks.mark(targets.written())
+        return module
 
     def fill(self, module: ModuleT, targets: Targets, kept: Kept) -> ModuleT:
         """Write to parameters that were matched before."""
         refuse_kept(kept, targets.left)
-        resets = to_reset(module, targets.left) if kept == "reset" else []
+        resets: list[nn.Module] = []
+        if kept == "reset":
+            check_writable(targets.left, targets.gathered)
+            resets = to_reset(module, targets.left)
+            if stale := stale_buffers(module):
+                warn(
+                    f"kept='reset' leaves {len(stale)} buffers as they are, whose modules have no "
+                    f"reset_parameters(): {', '.join(stale[:4])}{', ...' if len(stale) > 4 else ''}",
+                    GenInitWarning,
+                    stacklevel=4,
+                )
         write(
             [Assignment(slot, self.tiles[entry]) for slot, entry in targets.filled.values()],
             resets,

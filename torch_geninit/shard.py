@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch_geninit.generators.base import Tile
@@ -17,7 +16,7 @@ Indices = tuple[Tensor, ...]
 """For each dimension, the indices of the whole tensor that this rank holds, in its order."""
 
 BUFFER = 1 << 20
-"""Numbers expanded at a time where a shard is not a run of whole rows."""
+"""Numbers gathered at a time where a shard is not a run of whole rows."""
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -25,6 +24,26 @@ def is_sharded(parameter: Tensor) -> bool:
     # An object of the class can exist only where its module, which costs half a second, was imported.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(parameter, module.DTensor)
+
+
+def gathered(modules: Iterable[nn.Module]) -> frozenset[int]:
+    """Return the ids of parameters that stand in for FSDP2's shards for the time of a step.
+
+    Between a forward pass and its backward the root's parameters are whole copies (or shards over fewer
+    ranks) that are thrown away: what is written there is lost.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    found: set[int] = set()
+    for module in modules if fsdp is not None else ():
+        if not isinstance(module, fsdp.FSDPModule):  # type: ignore[union-attr]
+            continue
+        state: Any = module._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        for held in (held for group in groups if group is not None for held in group.fsdp_params):
+            if held.sharded_state.name != "SHARDED":
+                place = held._module_info
+                found.add(id(getattr(place.module, place.param_name)))
+    return frozenset(found)
 
 
 def local_indices(parameter: Any) -> Indices | None:
@@ -60,30 +79,46 @@ def _chunks(indices: Tensor, count: int) -> list[Tensor]:
     return [indices[i * size : (i + 1) * size] for i in range(count)]
 
 
+@torch.no_grad()
 def write_part(tile: Tile, indices: Sequence[Tensor], out: Tensor) -> None:
-    """Expand the part of ``tile`` at ``indices`` into ``out``, never the whole parameter at once."""
+    """Expand the part of ``tile`` at ``indices`` into ``out``, and nothing else of the parameter."""
     if not out.numel():
         return
     if not tile.shape:
         tile.write_to(out)
         return
     rows, *others = indices
-    whole_rows = all(len(i) == extent for i, extent in zip(others, tile.shape[1:], strict=True))
-    width = max(1, math.prod(tile.shape[1:]))
-    for start, stop in _runs(rows.tolist()):
-        first = int(rows[start])
-        if whole_rows:
-            tile.write_to(out[start:stop], first)
-            continue
-        step = max(1, BUFFER // width)
-        for low in range(start, stop, step):
-            high = min(low + step, stop)
-            block = torch.empty((high - low, *tile.shape[1:]))
-            tile.write_to(block, first + low - start)
-            for axis, chosen in enumerate(others, start=1):
-                if len(chosen) != block.shape[axis]:
-                    block = block.index_select(axis, chosen)
-            out[low:high].copy_(block)
+    if all(len(i) == extent for i, extent in zip(others, tile.shape[1:], strict=True)):
+        for start, stop in _runs(rows.tolist()):
+            tile.write_to(out[start:stop], int(rows[start]))
+        return
+    modulation = tile._modulation()
+    height, tile_rows = tile.shape[0] // tile.sections, tile.values.shape[0] // tile.sections
+    step = max(1, BUFFER // out[0].numel())
+    for low in range(0, len(rows), step):
+        row, *rest = _grid([rows[low : low + step], *others])
+        section, row = row // height, row % height
+        source = (section * tile_rows + row % tile_rows, *rest)
+        part = tile.values[tuple(i % extent for i, extent in zip(source, tile.values.shape, strict=True))]
+        part = part * tile.scale
+        if modulation is not None:
+            part *= modulation[(section, row // tile_rows, *rest)]
+        out[low : low + step].copy_(part)
+
+
+def _grid(indices: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Lay each dimension's indices along its own axis, so that together they index a block."""
+    return tuple(
+        i.view([-1 if axis == own else 1 for axis in range(len(indices))]) for own, i in enumerate(indices)
+    )
+
+
+def take_part(whole: Tensor, indices: Sequence[Tensor], out: Tensor) -> None:
+    """Copy the part of ``whole`` at ``indices`` into ``out``."""
+    for axis, chosen in enumerate(indices):
+        if len(chosen) != whole.shape[axis]:
+            whole = whole.index_select(axis, chosen)
+    out.copy_(whole)
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:

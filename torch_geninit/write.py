@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_geninit.ambient import fixed
+from torch_geninit.reset import reset
 from torch_geninit.shard import Indices, is_sharded, local_indices, write_part
 from torch_geninit.survey import Slot
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from torch_geninit.generators.base import Tile
 
 WRITABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+
+GATHERED = (
+    "a copy that FSDP gathered for a step and will throw away",
+    "Call reshard() of the FSDP module that owns it",
+)
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,18 @@ class Assignment:
     tile: Tile
 
 
-def check_writable(slots: Sequence[Slot]) -> None:
+def check_writable(slots: Sequence[Slot], gathered: Container[int] = ()) -> None:
     """Refuse parameters that hold no values, or not of a floating type that can be copied into.
+
+    Args:
+        slots: the parameters.
+        gathered: ids of those that only stand in for a shard, as :func:`shard.gathered` finds them.
 
     Raises:
         ValueError: names the first of them, what was expected and what to do.
     """
     for slot in slots:
-        problem = _unwritable(slot.parameter)
+        problem = GATHERED if id(slot.parameter) in gathered else _unwritable(slot.parameter)
         if problem is not None:
             got, remedy = problem
             raise ValueError(
@@ -138,7 +147,7 @@ def write(assignments: Sequence[Assignment], resets: Sequence[nn.Module] = ()) -
     for assignment in assignments:
         _check_range(assignment)
     with _interrupts_deferred():
-        _reset(resets)
+        reset(resets)
         with fixed():
             jobs = [(a, _indices(a.slot.parameter)) for a in assignments]
             for assignment, indices in jobs:
@@ -170,80 +179,6 @@ def _local(parameter: Tensor) -> Tensor:
 
 def _indices(parameter: Tensor) -> Indices | None:
     return local_indices(parameter) if is_sharded(parameter) else None
-
-
-def to_reset(module: nn.Module, left: Sequence[Slot]) -> list[nn.Module]:
-    """List, children first, the modules whose reset_parameters gives values to what is not generated.
-
-    Those are the owners of the parameters ``left``, and every module with buffers that can reset them:
-        running
-    statistics are as empty after ``to_empty`` as parameters are.
-
-    Raises:
-        ValueError: names a parameter whose module can't reset it.
-    """
-    check_writable(left)
-    owners: dict[int, Slot] = {}
-    for slot in left:
-        if slot.part or id(slot.owner) not in owners:
-            owners[id(slot.owner)] = slot
-    modules: list[nn.Module] = []
-    for part in _children_first(module):
-        owned = owners.get(id(part))
-        resettable = _reset_method(part) is not None
-        if owned is not None and (not resettable or owned.part):
-            why = "computes it from other parameters" if resettable else "has no reset_parameters()"
-            raise ValueError(
-                f"parameter {owned.name!r} is not generated and can't be reset: its module, a "
-                f"{type(part).__name__}, {why}. Initialise it yourself and call with "
-                "kept='keep'; nothing was changed"
-            )
-        if owned is not None or (resettable and next(part.buffers(recurse=False), None) is not None):
-            modules.append(part)
-    return modules
-
-
-def _children_first(module: nn.Module) -> Iterator[nn.Module]:
-    """The order in which constructors initialise: a container may overwrite what its children set."""
-    seen: set[int] = set()
-
-    def visit(part: nn.Module) -> Iterator[nn.Module]:
-        if id(part) in seen:
-            return
-        seen.add(id(part))
-        for child in part.children():
-            yield from visit(child)
-        yield part
-
-    return visit(module)
-
-
-def _reset_method(module: nn.Module) -> Callable[[], None] | None:
-    # torch.nn.MultiheadAttention and torch.nn.Transformer spell it with an underscore.
-    for name in ("reset_parameters", "_reset_parameters"):
-        method = getattr(type(module), name, None)
-        if callable(method):
-            return partial(method, module)
-    return None
-
-
-def _reset(modules: Sequence[nn.Module]) -> None:
-    tensors = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
-    with torch.no_grad():
-        before = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
-        try:
-            for module in modules:
-                method = _reset_method(module)
-                if method is not None:
-                    method()
-        except BaseException as error:
-            for tensor, value in before:
-                tensor.copy_(value)
-            if not isinstance(error, Exception):
-                raise
-            raise RuntimeError(
-                f"reset_parameters() of a {type(module).__name__} failed: {error}. Nothing was changed"
-            ) from error
 
 
 @contextmanager

@@ -21,6 +21,11 @@ from torch_geninit.graph.surroundings import Surroundings
 
 _PASS_INPUTS = "pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
 
+_TRACE_FIRST = (
+    "; no rank of a sharded model has the values that a forward pass may ask for: trace before sharding and "
+    "pass graph="
+)
+
 
 class TraceError(RuntimeError):
     """A model could not be run to see its architecture."""
@@ -102,7 +107,10 @@ def _first(
 ) -> tuple[Inputs, list[Draft]]:
     """Run on the first inputs that work: without data, and if it asks for data, on a copy with data."""
     failures: list[Exception] = []
-    with_data = all(parameter.device.type != "meta" for parameter in model.parameters())
+    tensors = [*model.parameters(), *model.buffers()]
+    # To gather the values would be communication, and other ranks may not be tracing.
+    sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors)
+    with_data = not sharded and all(parameter.device.type != "meta" for parameter in model.parameters())
     for meta in (True, False) if with_data else (True,):
         for inputs in candidates:
             try:
@@ -116,6 +124,7 @@ def _first(
         + "; or ".join(dict.fromkeys(inputs.text for inputs in candidates))
         + f": {type(cause).__name__}: {str(cause).strip() or 'no message'}\n"
         + ("check example_inputs=" if known else f"that was a guess: {_PASS_INPUTS}")
+        + (_TRACE_FIRST if sharded else "")
     ) from cause
 
 
@@ -158,8 +167,6 @@ def _copy(tensor: Tensor) -> Tensor:
         data = torch.zeros(tensor.shape, dtype=dtype)
     else:
         data = tensor.detach()
-        if hasattr(data, "full_tensor"):  # sharded
-            data = data.full_tensor()
         data = data.to("cpu", dtype, copy=True)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=dtype.is_floating_point or dtype.is_complex)

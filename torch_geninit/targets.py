@@ -1,0 +1,72 @@
+"""Which parameters of a live module a prediction goes to, and which it must not touch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from torch_geninit import marks
+from torch_geninit.survey import Slot
+
+Key = tuple[str, str]
+"""Canonical name and part of a parameter."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Parameters of a live module that a plan fills, and those it does not.
+
+    Attributes:
+        filled: name -> slot, and name of the prediction that fills it.
+        left: not generated.
+        loaded: would be filled, but hold what transformers loaded from a checkpoint.
+        gathered: ids of parameters that FSDP will throw away.
+        whole: whether the module is the whole planned model.
+    """
+
+    filled: Mapping[str, tuple[Slot, str]]
+    left: Sequence[Slot]
+    loaded: Sequence[Slot]
+    gathered: frozenset[int]
+    whole: bool
+
+    def written(self) -> list[nn.Parameter]:
+        """Every parameter that gets values."""
+        return [parameter for slot, _ in self.filled.values() for parameter in _carriers(slot)]
+
+
+def find_targets(
+    slots: Sequence[Slot],
+    sources: Mapping[Key, str],
+    *,
+    keep_loaded: bool,
+    gathered: frozenset[int],
+    whole: bool,
+) -> Targets:
+    """Sort ``slots`` by what happens to them; ``sources`` names the prediction of each that is generated."""
+    loaded = _loaded(slots) if keep_loaded else frozenset()
+    filled: dict[str, str] = {}
+    for slot in slots:
+        if slot.key in sources:
+            filled.setdefault(slot.first or slot.name, sources[slot.key])
+    for name in loaded:
+        filled.pop(name, None)
+    taken = filled.keys() | loaded
+    return Targets(
+        {s.name: (s, filled[s.name]) for s in slots if s.name in filled and not s.derived},
+        [s for s in slots if (s.first or s.name) not in taken],
+        [s for s in slots if s.name in loaded and s.key in sources and not s.derived],
+        gathered,
+        whole,
+    )
+
+
+def _loaded(slots: Sequence[Slot]) -> frozenset[str]:
+    """Name the first slots of parameters to keep; of the two under weight normalisation both or none."""
+    return frozenset(s.first or s.name for s in slots if any(map(marks.is_loaded, _carriers(s))))
+
+
+def _carriers(slot: Slot) -> tuple[nn.Parameter, ...]:
+    return (slot.parameter,) if slot.norm is None else (slot.norm.g, slot.norm.v)
