@@ -164,6 +164,12 @@ def test_ghn_writes_what_the_generator_predicts(variant: str) -> None:
         assert torch.equal(value, untouched[name])
 
 
+def test_warning_says_that_the_hypernetwork_and_not_the_model_leaves_parameters_out() -> None:
+    model = torchvision.models.VisionTransformer(32, 16, 1, 2, 16, 32, num_classes=10)
+    with pytest.warns(geninit.GenInitWarning, match=r"published hypernetworks don't see.*class_token"):
+        geninit.ghn_(model, pretrained=tiny(3))
+
+
 def test_head_of_other_size_is_kept() -> None:
     model = network("squeezenet1_1", 7, meta=False)
     plan = geninit.plan(model, "ghn", pretrained=tiny(3))

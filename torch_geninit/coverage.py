@@ -98,7 +98,7 @@ def plan_graph(
 
     def decide(slot: Slot, entry: Entry) -> Entry:
         if slot.name not in uses:
-            return replace(entry, route=Route.SKIPPED, reason="the forward pass doesn't reach it")
+            return replace(entry, route=Route.SKIPPED, reason=pretrained.unread)
         index, use = uses[slot.name]
         entry = replace(entry, node=index, role=use.role)
         if index in heads:

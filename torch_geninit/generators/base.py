@@ -182,6 +182,8 @@ class WeightGenerator(nn.Module):
     """
 
     kind: ClassVar[str]
+    unread: ClassVar[str] = "the forward pass doesn't reach it"
+    """Why a parameter may be missing from the graph that :meth:`trace` returns."""
 
     def __init__(self, card: Mapping[str, Any]) -> None:
         super().__init__()

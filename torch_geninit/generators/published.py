@@ -50,6 +50,7 @@ class PublishedGHN(WeightGenerator):
     """
 
     kind = "published-ghn"
+    unread = "the published hypernetworks don't see it: layers of other types, bare parameters"
 
     @staticmethod
     def check_card(card: Mapping[str, Any]) -> None:
@@ -118,7 +119,7 @@ class PublishedGHN(WeightGenerator):
 
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
         if architecture is None or entry.name not in architecture.uses:
-            return "not in the graph that the published hypernetworks read"
+            return self.unread
         if architecture.nodes[architecture.uses[entry.name][0]].attribute("primitive") is None:
             raise ValueError(
                 "graph= was not made for this generator: a published hypernetwork reads a graph of its own. "

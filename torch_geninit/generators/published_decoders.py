@@ -152,7 +152,8 @@ class FlatDecoder(nn.Module):
 
     def classifier(self, x: Tensor, columns: int) -> Tensor:
         """Decode the (classes, min(columns, in)) matrix of a classifier from one embedding (1, width)."""
-        full: Tensor = self.class_layer_predictor(self.mlp.fc[0](x))  # type: ignore[index]
+        first, *_ = self.mlp.fc  # type: ignore[misc]
+        full: Tensor = self.class_layer_predictor(first(x))
         return full.view(self.classes, -1)[:, :columns].contiguous()
 
 
