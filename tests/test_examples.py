@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ from torch_geninit.training.data import prepare
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(example: str, *arguments: str, cwd: Path) -> str:
+def run(example: str, *arguments: str, cwd: Path, launcher: Sequence[str] = ()) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / example), *arguments],
+        [sys.executable, *launcher, str(EXAMPLES / example), *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -82,3 +83,14 @@ def test_ensemble(images: Path, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report) == {"noise-ghn", "default"}
     assert set(report["noise-ghn"]["ensemble"]) == {"accuracy", "nll", "brier", "ece"}
+
+
+@pytest.mark.full
+def test_fsdp2_meta(tmp_path: Path) -> None:
+    printed = run(
+        "fsdp2_meta.py",
+        *("--compare", "--epochs", "1", "--per-class", "4"),
+        cwd=tmp_path,
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    )
+    assert "2 processes on" in printed and "every shard equals" in printed and "epoch 1: loss" in printed

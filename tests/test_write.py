@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_geninit as geninit
 from torch_geninit.ambient import fixed
 from torch_geninit.generators.base import Tile, WeightGenerator
+from torch_geninit.reset import reset
 from torch_geninit.shard import local_indices, write_part
 
 Generators = Callable[[str], WeightGenerator]
@@ -49,6 +52,18 @@ def rank_of(rank: int, world: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+class Largest(TorchDispatchMode):
+    """Remember the number of elements of the largest tensor that is computed."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
 
 
 def net() -> nn.Module:
@@ -182,6 +197,27 @@ class TestShards:
             source = tuple(int(i[k]) for i, k in zip(indices, position, strict=True))
             assert out[position] == expected[source]
 
+    @pytest.mark.parametrize("amplitude", [0.0, 0.1])
+    @pytest.mark.parametrize(
+        "indices",
+        [
+            (torch.arange(128, 192), torch.arange(512)),
+            (torch.arange(512), torch.arange(128, 192)),
+            (torch.arange(0, 512, 4), torch.arange(1, 512, 2)),
+        ],
+        ids=["rows", "columns", "both"],
+    )
+    def test_nothing_but_the_shard_is_computed(
+        self, indices: tuple[Tensor, Tensor], amplitude: float
+    ) -> None:
+        tile = Tile(torch.randn(64, 32), (512, 512), amplitude=amplitude, name="w")
+        out = torch.empty([len(i) for i in indices])
+        with Largest() as seen:
+            write_part(tile, indices, out)
+        # The factors that tell the blocks apart are an eighth of the parameter, whatever the shard.
+        assert seen.numel <= max(out.numel(), 8 * 512)
+        assert torch.equal(out, tile.expand()[indices[0]][:, indices[1]])
+
     def test_large_shards_are_written_in_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch_geninit.shard.BUFFER", 50)
         tile = Tile(torch.randn(4, 4), (30, 20), amplitude=0.1, name="w")
@@ -246,6 +282,43 @@ class TestReset:
         ):
             geninit.ghn_(model, pretrained=tiny("ghn"), kept="reset")
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+    def test_buffers_that_nobody_resets_are_told(self, tiny: Generators) -> None:
+        class Scaled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body = net()
+                self.register_buffer("scale", torch.ones(()), persistent=False)
+
+            def forward(self, x: Tensor) -> Tensor:
+                out: Tensor = self.body(x) * self.scale
+                return out
+
+        with pytest.warns(geninit.GenInitWarning, match=r"leaves 1 buffers .*: scale$") as warned:
+            geninit.ghn_(Scaled(), pretrained=tiny("ghn"), kept="reset")
+        assert [w.filename for w in warned] == [__file__]
+
+    def test_a_buffer_without_data_is_refused_by_name(self, tiny: Generators) -> None:
+        model = net()
+        model[1].running_var = torch.empty(18, device="meta")  # type: ignore[index]
+        before = {k: v.clone() for k, v in model.named_parameters()}
+        with pytest.raises(ValueError, match=r"'1\.running_var' can't be reset.*meta device.*to_empty"):
+            geninit.ghn_(model, pretrained=tiny("ghn"), kept="reset")
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+    def test_a_sharded_module_that_resets_only_a_part_is_refused_and_undone(self) -> None:
+        class Partly(nn.Linear):
+            def reset_parameters(self) -> None:
+                nn.init.zeros_(self.weight[0])
+
+        with rank_of(1, 2):
+            module = Partly(4, 4)
+            for name, p in list(module.named_parameters()):
+                shard = distribute_tensor(p.detach().fill_(1.0), mesh_of(2), [Shard(0)], src_data_rank=None)
+                module.register_parameter(name, nn.Parameter(shard))
+            with pytest.raises(RuntimeError, match=r"Partly failed: it sets only a part of 'weight'"):
+                reset([module])
+            assert torch.equal(module.weight.to_local(), torch.ones(2, 4))  # type: ignore[attr-defined]
 
     def test_attention_is_reset_as_its_constructor_does(self, tiny: Generators) -> None:
         class Model(nn.Module):
