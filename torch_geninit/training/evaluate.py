@@ -127,15 +127,16 @@ def space(pretrained: str, train: Split, measured: Split, *, count: int) -> dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("step0", "members", "recipes", "space"))
+    parser.add_argument("what", choices=("step0", "members", "recipes", "space", "memory"))
     parser.add_argument("--data", required=True, help="prepared data file")
-    parser.add_argument("--pretrained", required=True, help="manifest name or generator file")
+    parser.add_argument("--pretrained", help="manifest name or generator file; not for memory")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--noise-scale", type=float, nargs="+", default=[1.0])
     parser.add_argument("--lr", type=float, nargs="+", default=[0.1])
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0])
     parser.add_argument("--warmup", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--zoo", help="folder of stored ResNet-20s to compare with (memory)")
     parser.add_argument("--networks", type=int, default=100, help="unseen networks of the space")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -145,6 +146,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.pretrained is None and arguments.what != "memory":
+        raise SystemExit(f"evaluate {arguments.what} needs --pretrained")
     train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)
     if arguments.what == "step0":
         print(json.dumps(step0(arguments.pretrained, train, measured)))
@@ -152,6 +155,13 @@ def main(arguments: argparse.Namespace) -> None:
         for scale in arguments.noise_scale:
             found = members(arguments.pretrained, train, measured, count=arguments.members, noise_scale=scale)
             print(json.dumps(found))
+    elif arguments.what == "memory":
+        from torch_geninit.training import memory
+
+        if arguments.zoo is None:
+            raise SystemExit("evaluate memory needs --zoo, the folder of stored networks")
+        for row in memory.compare(arguments.zoo, train, measured):
+            print(json.dumps(row))
     elif arguments.what == "space":
         print(json.dumps(space(arguments.pretrained, train, measured, count=arguments.networks)))
     else:

@@ -1,0 +1,69 @@
+"""Comparing generated networks with stored ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from torch_geninit.training.data import Split
+from torch_geninit.training.memory import (
+    averaged,
+    compare,
+    error_overlap,
+    stored_networks,
+    weight_distance,
+    with_noise,
+)
+from torch_geninit.training.networks import he_, resnet20
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_file(he_(resnet20()).state_dict(), str(folder / f"{seed}.safetensors"))
+    return folder
+
+
+def test_distance_is_of_directions(zoo: Path) -> None:
+    a, b = stored_networks(zoo, 10)
+    assert weight_distance(a, a) == 0
+    assert weight_distance(a, b) == pytest.approx(2**0.5, abs=0.05)  # unrelated directions are orthogonal
+    scaled = resnet20()
+    scaled.load_state_dict(a.state_dict())
+    with torch.no_grad():
+        scaled.layer1[0].conv1.weight.mul_(3)
+    assert weight_distance(scaled, a) == pytest.approx(0, abs=1e-5)
+    # |w + e|, e at right angles and a fifth as long: an angle of atan(0.2)
+    assert weight_distance(with_noise(a, 0.2, 0), a) == pytest.approx(0.197, abs=0.01)
+
+
+def test_overlap_of_errors_by_hand() -> None:
+    labels = torch.tensor([0, 0, 0, 0])
+    a = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 0]])  # wrong on 1, 2
+    b = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])  # wrong on 2, 3
+    assert error_overlap(a, b, labels) == pytest.approx(1 / 3)
+    assert error_overlap(a, a, labels) == 1.0
+
+
+def test_average_is_the_mean_of_every_parameter(zoo: Path) -> None:
+    a, b = stored_networks(zoo, 10)
+    for name, parameter in averaged([a, b]).named_parameters():
+        torch.testing.assert_close(parameter, (a.get_parameter(name) + b.get_parameter(name)) / 2)
+
+
+def test_rows_of_the_comparison(zoo: Path) -> None:
+    stream = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 255, (30, 3, 32, 32), generator=stream, dtype=torch.uint8)
+    images = Split(pixels, torch.arange(30) % 10, (0.5,) * 3, (0.25,) * 3, tuple("abcdefghij"))
+    rows = {row["kind"]: row for row in compare(zoo, images, images, members=2)}
+    assert rows["stored"]["networks"] == 2
+    assert rows["stored"]["distance to the nearest stored"] > 1.3  # never to itself
+    noisy = [rows[f"a stored one with noise of {share} of its spread"] for share in (0.05, 0.4)]
+    assert noisy[0]["distance to the nearest stored"] < noisy[1]["distance to the nearest stored"] < 0.5
+    assert rows["ghn_"]["distance to the nearest stored"] > 1.2
+    assert rows["ghn_"]["error overlap among themselves"] is None
