@@ -168,9 +168,15 @@ def locate(
     if name not in records:
         close = difflib.get_close_matches(name, records, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        remedy = "For a file of your own pass its path, ending in .safetensors."
+        if name.endswith((".pt", ".pth", ".joblib")):
+            remedy = (
+                "A published GHN has to be converted to a .safetensors file first: "
+                f"python -m torch_geninit.convert {name} TARGET.safetensors"
+            )
         raise HubError(
             f"there is no pretrained generator {name!r}.{hint} The manifest has: "
-            f"{', '.join(records) or 'none'}. For a file of your own pass its path, ending in .safetensors."
+            f"{', '.join(records) or 'none'}. {remedy}"
         )
     record = records[name]
     shipped = manifest.SHIPPED / record.filename
