@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from torch_geninit.interrupts import never_while_switching
+
 # Default dtype and matmul precision belong to the process: two threads that save and restore them at once
 # would leave one thread's setting behind.
 _lock = threading.RLock()
@@ -33,6 +35,7 @@ def fixed() -> Iterator[None]:
     their last bits. Everything is as before when the block is left.
     """
     with ExitStack() as stack:
+        stack.enter_context(never_while_switching())
         stack.enter_context(_lock)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

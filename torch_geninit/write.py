@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torch_geninit import interrupts
 from torch_geninit.ambient import fixed
 from torch_geninit.reset import reset
 from torch_geninit.shard import Indices, is_sharded, local_indices, write_part
@@ -146,7 +144,7 @@ def write(assignments: Sequence[Assignment], resets: Sequence[nn.Module] = ()) -
     """
     for assignment in assignments:
         _check_range(assignment)
-    with _interrupts_deferred():
+    with interrupts.deferred():
         reset(resets)
         with fixed():
             jobs = [(a, _indices(a.slot.parameter)) for a in assignments]
@@ -179,20 +177,3 @@ def _local(parameter: Tensor) -> Tensor:
 
 def _indices(parameter: Tensor) -> Indices | None:
     return local_indices(parameter) if is_sharded(parameter) else None
-
-
-@contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is left. Python runs signal handlers on the main thread only."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or handler is None:
-        yield
-        return
-    received: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if received:
-            signal.raise_signal(signal.SIGINT)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.card import FORMAT_VERSION, KINDS, check_card
 from torch_geninit.generators.header import Header, HeaderError, TensorInfo, parse_json, read_header
+from torch_geninit.interrupts import never_while_switching
 
 METADATA_KEY = "torch_geninit"
 MAX_FILE_BYTES = 8 << 30
@@ -65,7 +66,7 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
             raise HeaderError("it changed while it was read")
     tensors = safetensors.torch.load(data)
     del data
-    with torch.inference_mode(False), torch.no_grad():
+    with never_while_switching(), torch.inference_mode(False), torch.no_grad():
         values = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         for name, tensor in values.items():
             if not torch.isfinite(tensor).all():
@@ -203,8 +204,10 @@ def _build(path: Path, card: dict[str, Any], tensors: int) -> WeightGenerator:
         if check is not None:
             check(card)
         # A layer makes some five calls for each of its tensors.
-        with torch.device("meta"), _Outline(1_000 + 100 * tensors):
+        with never_while_switching(), torch.device("meta"), _Outline(1_000 + 100 * tensors):
             return cls(card)
+    except MemoryError:
+        raise
     except Exception as error:
         raise GeneratorFileError(
             f"{path} can't be used: its card's sizes or other entries don't make a {card['kind']} generator "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torch_geninit import ambient
+from torch_geninit.interrupts import never_while_switching
 
 
 @contextmanager
@@ -22,6 +23,7 @@ def isolated() -> Iterator[None]:
     uncompiled.
     """
     with ExitStack() as stack:
+        stack.enter_context(never_while_switching())
         # Two threads that save and restore the state of the process at once would leave one's behind.
         stack.enter_context(ambient._lock)
         _keep_random_states(stack)

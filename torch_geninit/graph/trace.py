@@ -117,6 +117,8 @@ def _first(
                 return inputs, _run(model, names, inputs, meta=meta, training=training)
             except Exception as error:  # noqa: BLE001 - whatever a forward pass may raise
                 traceback.clear_frames(error.__traceback__)  # they hold the clone
+                if _out_of_memory(error):  # other inputs would give another graph, and so other weights
+                    raise
                 failures.append(error)
     cause = failures[len(candidates) if with_data else 0]
     raise TraceError(
@@ -126,6 +128,11 @@ def _first(
         + ("check example_inputs=" if known else f"that was a guess: {_PASS_INPUTS}")
         + (_TRACE_FIRST if sharded else "")
     ) from cause
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _run(
