@@ -329,7 +329,8 @@ class TestResolution:
         assert [entry.where for entry in hub.list_pretrained()] == ["missing"]
         assert not server.requests
 
-    def test_published_checkpoint_is_sent_to_the_converter(self) -> None:
+    def test_published_checkpoint_is_sent_to_the_converter(self, tmp_path: Path, content: bytes) -> None:
+        write_manifest(tmp_path, record(content))
         with pytest.raises(HubError, match=r"python -m torch_geninit\.convert ghn3tm8\.pt TARGET"):
             hub.load("ghn3tm8.pt")
 
