@@ -115,7 +115,7 @@ def _first(
         for inputs in candidates:
             try:
                 return inputs, _run(model, names, inputs, meta=meta, training=training)
-            except Exception as error:  # noqa: BLE001 - whatever a forward pass may raise
+            except Exception as error:  # whatever a forward pass may raise
                 traceback.clear_frames(error.__traceback__)  # they hold the clone
                 if _out_of_memory(error):  # other inputs would give another graph, and so other weights
                     raise
