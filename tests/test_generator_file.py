@@ -55,6 +55,12 @@ def refused(path: Path, content: bytes, *parts: str) -> str:
     return message
 
 
+def resident(entry: str) -> int:
+    """Bytes of memory of this process: VmRSS now, VmHWM at the most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(entry)).split()[1])
+
+
 class TestRoundTrip:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
     def test_values_card_and_manners(self, path: Path, dtype: torch.dtype) -> None:
@@ -97,6 +103,42 @@ class TestRoundTrip:
         assert random.getstate() == states[1]
         assert all(p.dtype == torch.float32 and not p.is_inference() for p in generator.parameters())
 
+    def test_memory_holds_the_values_once(self, path: Path) -> None:
+        """Beside one tensor, and nothing of the file."""
+        file.write(toy(sizes={"width": 1024, "depth": 24}), path, torch.float32)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pytest.skip("no peak of memory to be had")
+        before = resident("VmRSS")
+        assert file.read(path).card["sizes"]["depth"] == 24
+        assert resident("VmHWM") - before < 1.3 * path.stat().st_size
+
+    @pytest.mark.parametrize("byte_order", ["little", "big"])
+    def test_values_are_little_endian_in_the_file(
+        self, path: Path, byte_order: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file.write(toy(), path)
+        monkeypatch.setattr("sys.byteorder", byte_order)
+        values = file.read(path).state_dict()["steps"].view(1).view(torch.uint8)
+        expected = [7, *[0] * 7]
+        assert values.tolist() == (expected if byte_order == "little" else expected[::-1])
+
+    @pytest.mark.parametrize("change", [-1, 1])
+    def test_file_that_changes_while_it_is_read(
+        self, path: Path, change: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compare = file._compare
+
+        def late(*arguments: Any) -> None:
+            compare(*arguments)
+            os.truncate(path, path.stat().st_size + change)
+
+        file.write(toy(sizes={"width": 128, "depth": 2}), path)
+        monkeypatch.setattr(file, "_compare", late)
+        with pytest.raises(GeneratorFileError, match="changed while it was read"):
+            file.read(path)
+
     def test_a_failed_write_leaves_the_old_file(self, path: Path) -> None:
         file.write(toy(), path)
         before = path.read_bytes()
@@ -138,7 +180,7 @@ class TestNotAGeneratorFile:
             def __reduce__(self) -> Any:
                 return os.mkdir, (str(tmp_path / "executed"),)
 
-        refused(path, pickle.dumps(Hostile()), "pickle", "never loaded")
+        refused(path, pickle.dumps(Hostile()), "pickle", "never loaded", f"convert {path.name}")
         torch.save(Hostile(), path)
         refused(path, path.read_bytes(), "torch.save", "never loaded")
         assert not (tmp_path / "executed").exists()

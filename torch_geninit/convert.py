@@ -26,7 +26,7 @@ from torch import Tensor
 from torch_geninit.checkpoint_file import ConversionError, read
 from torch_geninit.download import HubError, Source, fetch, pinned
 from torch_geninit.generators.card import FORMAT_VERSION, check_card
-from torch_geninit.generators.file import METADATA_KEY
+from torch_geninit.generators.file import METADATA_KEY, finite
 from torch_geninit.generators.published import PublishedGHN
 from torch_geninit.graph.vocabulary import VERSION
 
@@ -135,7 +135,7 @@ def build(
         )
     loaded = {name: values[name].detach().to(torch.float32).contiguous() for name in expected}
     for name, tensor in loaded.items():
-        if not torch.isfinite(tensor).all():
+        if not finite(tensor):
             raise ConversionError(f"tensor {name!r} holds NaN or infinite values: the checkpoint is damaged")
     generator.load_state_dict(loaded, assign=True)
     return generator.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,9 @@ from torch_geninit.interrupts import never_while_switching
 METADATA_KEY = "torch_geninit"
 MAX_FILE_BYTES = 8 << 30
 
-_FLOATS = ("F32", "F16", "BF16")
+_PIECE = 1 << 22
+_CONVERT = "python -m torch_geninit.convert {} TARGET.safetensors"
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INTEGERS = {
     torch.int64: "I64",
     torch.int32: "I32",
@@ -33,6 +36,7 @@ _INTEGERS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPES = {**_FLOATS, **{name: dtype for dtype, name in _INTEGERS.items()}}
 
 
 class GeneratorFileError(ValueError):
@@ -60,22 +64,45 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
         card = _card(path, header)
         generator = _build(path, card, len(header.tensors))
         _compare(path, card, header, generator)
-        data = header.raw + file.read(header.file_bytes)
-        # The ranges were checked against this length; the file may have changed since.
-        if len(data) != header.file_bytes:
-            raise HeaderError("it changed while it was read")
-    tensors = safetensors.torch.load(data)
-    del data
-    with never_while_switching(), torch.inference_mode(False), torch.no_grad():
-        values = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-        for name, tensor in values.items():
-            if not torch.isfinite(tensor).all():
-                raise GeneratorFileError(
-                    f"{path} can't be used: tensor {name!r} holds NaN or infinite values. The file is "
-                    "damaged or its training diverged: get it again, or train again."
-                )
-        generator.load_state_dict(values, assign=True)
+        values = {}
+        with never_while_switching(), torch.inference_mode(False), torch.no_grad():
+            # straight into place, in the file's order: no more than one tensor is in memory twice
+            for name, info in sorted(header.tensors.items(), key=lambda item: item[1].begin):
+                values[name] = _tensor(file, info)
+                if not finite(values[name]):
+                    raise GeneratorFileError(
+                        f"{path} can't be used: tensor {name!r} holds NaN or infinite values. The file is "
+                        "damaged or its training diverged: get it again, or train again."
+                    )
+            # The ranges were checked against this length; the file may have changed since.
+            if file.read(1):
+                raise HeaderError("it changed while it was read")
+            generator.load_state_dict(values, assign=True)
     return generator.eval().requires_grad_(False)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; asked in pieces, since it takes more memory than what is asked about."""
+    flat = tensor.reshape(-1)
+    return all(bool(torch.isfinite(flat[i : i + _PIECE]).all()) for i in range(0, len(flat), _PIECE))
+
+
+def _tensor(file: BinaryIO, info: TensorInfo) -> Tensor:
+    """Read the next tensor of the file, as float32 if it is of real numbers."""
+    dtype = _DTYPES[info.dtype]
+    data = bytearray(info.end - info.begin)
+    if file.readinto(data) != len(data):  # type: ignore[attr-defined]
+        raise HeaderError("it changed while it was read")
+    if not data:
+        return torch.empty(info.shape, dtype=torch.float32 if dtype.is_floating_point else dtype)
+    if sys.byteorder == "big":
+        size = dtype.itemsize
+        swapped = torch.frombuffer(data, dtype=torch.uint8).view(-1, size).flip(1).contiguous()
+        tensor = swapped.view(-1).view(dtype)
+    else:
+        tensor = torch.frombuffer(data, dtype=dtype)
+    tensor = tensor.view(info.shape)
+    return tensor.float() if dtype.is_floating_point else tensor
 
 
 def write(
@@ -130,9 +157,12 @@ def _readable(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
             yield file, read_header(file, os.fstat(file.fileno()).st_size)
     except (HeaderError, OSError) as error:
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        remedy = "if it was downloaded or copied, get it again"
+        if "pickle" in reason:
+            remedy = f"a published GHN has to be converted: {_CONVERT.format(path.name)}"
         raise GeneratorFileError(
             f"{path} can't be read as a generator: {reason}. Expected a .safetensors file as "
-            "torch_geninit.training exports; if it was downloaded or copied, get it again."
+            f"torch_geninit.training exports; {remedy}."
         ) from error
 
 
@@ -157,7 +187,8 @@ def _card(path: Path, header: Header) -> dict[str, Any]:
     if text is None:
         raise GeneratorFileError(
             f"{path} is a safetensors file but no generator: its header has no {METADATA_KEY!r} card. "
-            "To load plain weights into a model, use safetensors.torch.load_model."
+            "To load plain weights into a model, use safetensors.torch.load_model; to convert a published "
+            f"GHN, {_CONVERT.format(path.name)}."
         )
     try:
         card = parse_json(text)
@@ -245,7 +276,7 @@ def _mismatch(tensor: Tensor, info: TensorInfo) -> str | None:
         return f"expected shape {tuple(tensor.shape)}, got {info.shape}"
     wanted: tuple[str, ...]
     if tensor.is_floating_point():
-        wanted = _FLOATS
+        wanted = tuple(_FLOATS)
     else:
         wanted = (_INTEGERS.get(tensor.dtype, str(tensor.dtype)),)
     return None if info.dtype in wanted else f"expected dtype {' or '.join(wanted)}, got {info.dtype}"

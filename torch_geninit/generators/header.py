@@ -59,14 +59,10 @@ class Header:
     Attributes:
         tensors: name -> dtype, shape, byte range.
         metadata: the strings of ``__metadata__``.
-        raw: the bytes it was read from, length prefix included.
-        file_bytes: length of the whole file.
     """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
-    raw: bytes
-    file_bytes: int
 
 
 def read_header(file: BinaryIO, file_bytes: int) -> Header:
@@ -95,7 +91,7 @@ def read_header(file: BinaryIO, file_bytes: int) -> Header:
         raise HeaderError(f"the header ends after {len(text)} of {length} bytes")
     tensors, metadata = _parse(text)
     _check_ranges(tensors, file_bytes - 8 - length)
-    return Header(tensors, metadata, prefix + text, file_bytes)
+    return Header(tensors, metadata)
 
 
 def parse_json(text: bytes | str) -> Any:
