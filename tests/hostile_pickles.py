@@ -162,29 +162,31 @@ def false_sizes() -> dict[str, bytes]:
 
 
 def costly() -> dict[str, bytes]:
-    """Pickles of some hundred kilobytes that would take gigabytes or hours, or overflow the stack."""
+    """Pickles of some hundred kilobytes that would take gigabytes or hours, by what is too many."""
     load, good = name("torch.storage", "_load_from_bytes"), legacy_storage(1, b"\0\0\0\0")
-    again = b"".join(b"h\x00h\x01\x85R" for _ in range(100_000))
-    pairs = b"".join(b"J" + struct.pack("<i", i) + b"K\x01\x86" for i in range(40_000))
+    stored = b"B" + struct.pack("<I", len(good)) + good
+    pairs = b"".join(b"J" + struct.pack("<i", i) + b"K\x01\x86" for i in range(4000))
+    call = b"h\x00h\x01\x85R"
     return {
-        "deep list": HEAD + b"]" * 20_000 + b"a" * 19_999 + b".",
-        "deep key": HEAD + b"})" + b"\x85" * 20_000 + b"K\x01s.",
-        "many marks": HEAD + b"(" * 600_000 + b".",
-        "many memos": HEAD + b"}" + b"\x94" * 600_000 + b".",
-        "doubling": HEAD + b")\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(60)) + b".",
-        "one storage read again and again": HEAD
-        + load
-        + b"\x94B"
-        + struct.pack("<I", len(good))
-        + good
-        + b"\x94("
-        + again
-        + b"t.",
-        "one list copied again and again": HEAD
+        "marks": HEAD + b"(" * 600_000 + b".",
+        "memos": HEAD + b"}" + b"\x94" * 600_000 + b".",
+        "nesting": HEAD + b")" + b"\x85" * 600_000 + b".",
+        "readings of one storage": HEAD + load + b"\x94" + stored + b"\x94(" + call * 20_000 + b"t.",
+        "copies of one list": HEAD
         + name("collections", "OrderedDict")
         + b"\x94("
         + pairs
         + b"t\x94("
-        + again
+        + call * 1000
         + b"t.",
+    }
+
+
+def deep() -> dict[str, bytes]:
+    """Pickles whose objects overflow the stack of who follows them, or double at every step."""
+    return {
+        "list": HEAD + b"]" * 20_000 + b"a" * 19_999 + b".",
+        "key": HEAD + b"})" + b"\x85" * 200_000 + b"K\x01s.",
+        "config": HEAD + b"}" + text("config") + b")" + b"\x85" * 20_000 + b"s.",
+        "doubling": HEAD + b")\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(60)) + b".",
     }
