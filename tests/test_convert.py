@@ -1,4 +1,4 @@
-"""Conversion of published checkpoints: formats, families, where from and where to, and what is no GHN."""
+"""Conversion of published checkpoints: formats, families, the command, the target, and what is no GHN."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from ghn_checkpoints import FAMILIES, FORMATS, PACKED, PICKLES, joblib_dump, legacy_dump, original, same
-from hub_server import FakeHub, serve
-from huggingface_hub import constants
 from torch import Tensor, nn
 
 from torch_geninit import convert as conversion
-from torch_geninit.convert import ConversionError, HubError, convert
+from torch_geninit.convert import ConversionError, convert
 from torch_geninit.generators.base import noise_stream
 from torch_geninit.generators.file import read
 from torch_geninit.generators.published import PublishedGHN
-
-COMMIT = "0123456789" * 4
 
 # --- formats and families -----------------------------------------------------------------------------------
 
@@ -83,6 +78,27 @@ def test_tensors_that_share_a_storage_and_half_precision_convert(tmp_path: Path)
         dump(state, tmp_path / "checkpoint")
         found = convert(tmp_path / "checkpoint", tmp_path / "ghn.safetensors").state_dict()
         assert torch.equal(found["ln.bias"], both[8:].float())
+
+
+@pytest.mark.parametrize("form", PICKLES)
+def test_checkpoint_saved_on_another_device_converts(form: str, tmp_path: Path) -> None:
+    state = original("GHN-2")
+    path = tmp_path / "checkpoint"
+    PICKLES[form](state, path)
+    here, there = b"X\x03\0\0\0cpu", b"X\x03\0\0\0mps"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content.replace(here, there))
+        changed = any(there in content.replace(here, there) for content in entries.values())
+    else:
+        content = path.read_bytes()
+        changed = here in content
+        path.write_bytes(content.replace(here, there))
+    assert changed
+    assert same(convert(path, tmp_path / "ghn.safetensors"), state)
 
 
 def test_checkpoint_with_its_optimizer_converts(tmp_path: Path) -> None:
@@ -211,58 +227,6 @@ def test_failed_write_leaves_the_old_target_and_nothing_else(
         convert(checkpoint, target)
     assert target.read_text() == "an older file"
     assert sorted(path.name for path in target.parent.iterdir()) == ["in.pt", "out.safetensors"]
-
-
-# --- the Hub ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serve() as fake:
-        huggingface_hub.close_session()
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", fake.endpoint)
-        template = fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(checkpoint.parent / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        for revision in (COMMIT, "main"):
-            fake.files["someone/ghn3", revision, "ghn.pt"] = checkpoint.read_bytes()
-        fake.answer = {"X-Repo-Commit": COMMIT}
-        yield fake
-        huggingface_hub.close_session()
-
-
-@pytest.mark.parametrize("revision", [COMMIT, "main"])
-def test_source_on_the_hub_is_pinned_to_its_commit(revision: str, server: FakeHub, tmp_path: Path) -> None:
-    generator = convert(f"someone/ghn3:ghn.pt@{revision}", tmp_path / "ghn.safetensors")
-    assert same(generator, original("GHN-2"))
-    assert generator.card["trained"]["source"] == f"someone/ghn3:ghn.pt@{COMMIT}"
-    (downloaded,) = (path for method, path in server.requests if method == "GET" and "/resolve/" in path)
-    assert f"/resolve/{COMMIT}/" in downloaded
-
-
-def test_branch_that_is_cached_needs_no_hub(
-    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    huggingface_hub.hf_hub_download("someone/ghn3", "ghn.pt", revision="main", cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    huggingface_hub.close_session()
-    generator = convert("someone/ghn3:ghn.pt@main", tmp_path / "ghn.safetensors")
-    assert generator.card["trained"]["source"] == f"someone/ghn3:ghn.pt@{COMMIT}"
-
-
-@pytest.mark.parametrize("source", ["other/repo:ghn.pt@main", f"someone/ghn3:other.pt@{COMMIT}"])
-def test_source_that_the_hub_has_not(
-    source: str, server: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(HubError, match=r"looked in:"):
-        convert(source, tmp_path / "ghn.safetensors")
-    assert conversion.main([source, str(tmp_path / "ghn.safetensors")]) == 1
-    assert "What helps:" in capsys.readouterr().err
-    assert not (tmp_path / "ghn.safetensors").exists()
 
 
 # --- what is no GHN -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch_geninit.convert import build
 from torch_geninit.generators.published import PublishedGHN
 from torch_geninit.generators.published_features import distances
 from torch_geninit.graph.autograd import read
-from torch_geninit.graph.autograd_rules import PRIMITIVES
+from torch_geninit.graph.autograd_vocabulary import PRIMITIVES
 
 FIXTURES = Path(os.environ.get("GENINIT_FIXTURES", "absent"))
 needs_fixtures = pytest.mark.skipif(

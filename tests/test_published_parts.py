@@ -13,7 +13,7 @@ from torch_geninit.generators.published import PublishedGHN
 from torch_geninit.generators.published_decoders import scale
 from torch_geninit.generators.published_features import distances
 from torch_geninit.graph.architecture import Architecture, Node
-from torch_geninit.graph.autograd_rules import PRIMITIVES
+from torch_geninit.graph.autograd_vocabulary import PRIMITIVES
 
 
 def random_graph(count: int, seed: int) -> Architecture:

@@ -23,7 +23,7 @@ from torch_geninit.generators.published_decoders import (
 from torch_geninit.generators.published_encoders import GatedGNN, GraphTransformer, NodeMLP
 from torch_geninit.generators.published_features import ShapeEncoder, distances, node_shape
 from torch_geninit.graph.architecture import Architecture, Shape
-from torch_geninit.graph.autograd_rules import PRIMITIVES
+from torch_geninit.graph.autograd_vocabulary import PRIMITIVES
 
 if TYPE_CHECKING:
     from torch_geninit.plan import Entry, Plan

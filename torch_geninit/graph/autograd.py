@@ -2,8 +2,8 @@
 
 GHN-1, GHN-2 and GHN-3 were trained on graphs that their authors took from autograd, quirks included, and
 their weights mean something on those graphs only. This module records such a graph; :mod:`.autograd_rules`
-holds the originals' clean-up. Nothing here is shared with :mod:`.trace` but the data types of
-:mod:`.architecture`.
+holds the originals' clean-up, :mod:`.autograd_vocabulary` their primitives. Nothing here is shared with
+:mod:`.trace` but the data types of :mod:`.architecture`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
 from torch_geninit.graph.autograd_graph import Graph, Leaf, Vertex
-from torch_geninit.graph.autograd_rules import PRIMITIVES, Refused, primitive, read_ghn2, read_ghn3
+from torch_geninit.graph.autograd_rules import Refused, read_ghn2, read_ghn3
 from torch_geninit.graph.autograd_shapes import ShapesOnly
+from torch_geninit.graph.autograd_vocabulary import PRIMITIVES, primitive
 from torch_geninit.graph.autograd_walk import heads, walk
 from torch_geninit.graph.vocabulary import VERSION
 
@@ -45,7 +46,7 @@ def read(model: nn.Module, example_inputs: Any = None, *, dialect: str = "ghn3")
     Returns:
         Architecture in the originals' topological order, closed by an ``output``; edges are the real ones
         (virtual edges are shortest paths over them). Each node but ``output`` has the attribute
-        ``primitive``, an index into :data:`.autograd_rules.PRIMITIVES`.
+        ``primitive``, an index into :data:`.autograd_vocabulary.PRIMITIVES`.
 
     Raises:
         AutogradReadError: if the copy can't be run.

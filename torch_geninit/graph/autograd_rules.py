@@ -7,115 +7,18 @@ write it anew. A vertex is known by its label: the parameter's name, or the auto
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import nn
 
-from torch_geninit.graph.autograd_graph import Graph, Leaf, Place, Vertex, prune, reachable, sort
+from torch_geninit.graph.autograd_graph import Graph, Place, Vertex, prune, reachable, sort
+from torch_geninit.graph.autograd_vocabulary import GHN2_OPERATIONS, GHN3_OPERATIONS, family, unsupported
 
-
-class Refused(Exception):
-    """The GHN-2 original refuses this network."""
-
-
-PRIMITIVES = (
-    "max_pool",
-    "avg_pool",
-    "sep_conv",
-    "dil_conv",
-    "conv",
-    "msa",
-    "cse",
-    "sum",
-    "concat",
-    "input",
-    "bias",
-    "bn",
-    "ln",
-    "pos_enc",
-    "glob_avg",
-)
-"""The originals' vocabulary: position = row of the embedding."""
-
-_GHN2_MODULES = {
-    "torch.nn.modules.conv.Conv2d": "conv",
-    "torch.nn.modules.linear.Linear": "conv",
-    "torch.nn.modules.batchnorm.BatchNorm2d": "bn",
-    "torch.nn.modules.normalization.LayerNorm": "ln",
-    "torchvision.models.convnext.LayerNorm2d": "ln",
-}
-_GHN3_MODULES = {
-    **_GHN2_MODULES,
-    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": "conv",
-    "torch.nn.modules.activation.MultiheadAttention": "conv",
-    "transformers.pytorch_utils.Conv1D": "conv",
-    "torch.nn.modules.sparse.Embedding": "pos_enc",
-    "torchvision.models.vision_transformer.Encoder": "pos_enc",
-}
-_OPERATIONS = {
-    "Mean": "glob_avg",
-    "AdaptiveAvgPool2D": "glob_avg",
-    "MaxPool2DWithIndices": "max_pool",
-    "AvgPool2D": "avg_pool",
-    "Mul": "cse",
-    "Add": "sum",
-    "Cat": "concat",
-}
-_GHN2_OPERATIONS = {**_OPERATIONS, "Clone": "msa"}
-_GHN3_OPERATIONS = {**_OPERATIONS, "Softmax": "msa"}
-_SPECIAL = ("Mean", "Mul", "Clone", "Cat", "Add")
 _VIT = "torchvision.models.vision_transformer.VisionTransformer"
 _SWIN = "torchvision.models.swin_transformer.SwinTransformer"
 _SQUEEZENET = "torchvision.models.squeezenet.SqueezeNet"
 
 
-def _name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _family(owner: nn.Module) -> str | None:
-    """Row of the module table that a module or one of its bases is."""
-    return next((kind for kind in map(_name, type(owner).__mro__) if kind in _GHN3_MODULES), None)
-
-
-def is_known_leaf(leaf: Leaf) -> bool:
-    """Whether GHN-2's table has this very type (a subclass is unknown to it)."""
-    return _name(type(leaf.owner)) in _GHN2_MODULES
-
-
-def is_norm_bias(leaf: Leaf) -> bool:
-    return ".bias" in f".{leaf.name}" and "norm" in type(leaf.owner).__name__.lower()
-
-
-def _operation(label: str) -> str:
-    return label.partition("Backward")[0]
-
-
-def primitive(vertex: Vertex) -> str:
-    """Return which of the originals' fifteen primitives a vertex of a finished graph is."""
-    leaf = vertex.leaf
-    if leaf is None:
-        if vertex.label == "input":
-            return "input"
-        operation = _operation(vertex.label)
-        return {**_GHN2_OPERATIONS, **_GHN3_OPERATIONS}.get(operation, "sum")
-    kind = _GHN3_MODULES[_family(leaf.owner) or ""]
-    if kind != "conv":
-        return kind
-    if "bias" in leaf.name:
-        return "bias"
-    if isinstance(leaf.owner, nn.Conv2d) and leaf.owner.groups > 1:
-        return "dil_conv" if min(leaf.owner.dilation) > 1 else "sep_conv"
-    return "conv"
-
-
-def _unsupported(graph: Graph, operations: Iterable[str]) -> list[str]:
-    def known(vertex: Vertex) -> bool:
-        if vertex.leaf is None:
-            return _operation(vertex.label) in operations
-        return _family(vertex.leaf.owner) is not None and not is_norm_bias(vertex.leaf)
-
-    return list(dict.fromkeys(v.label for v in graph.vertices if not known(v)))
+class Refused(Exception):
+    """The GHN-2 original refuses this network."""
 
 
 # --- GHN-2 --------------------------------------------------------------------------------------------------
@@ -146,8 +49,8 @@ def read_ghn2(graph: Graph, kind: str) -> Graph:
             return len(graph.before[place.index]) > 1
         return False
 
-    unsupported = [p for p in _unsupported(graph, _GHN2_OPERATIONS) if p != "input"]
-    prune(graph, ["Mul", "Clone", *unsupported, "Mean", "Add", "Cat"], keep)
+    unknown = [p for p in unsupported(graph, GHN2_OPERATIONS) if p != "input"]
+    prune(graph, ["Mul", "Clone", *unknown, "Mean", "Add", "Cat"], keep)
     _check_connected(graph)
     if kind == _SQUEEZENET:
         _put_classifier_last(graph)
@@ -173,7 +76,7 @@ def _check_connected(graph: Graph) -> None:
 
 def read_ghn3(graph: Graph, kind: str) -> Graph:
     """Turn a walk into GHN-3's graph."""
-    _prune_ghn3(graph, ["Mul", *_unsupported(graph, _GHN3_OPERATIONS), "Mean", "Add", "Cat"])
+    _prune_ghn3(graph, ["Mul", *unsupported(graph, GHN3_OPERATIONS), "Mean", "Add", "Cat"])
     _swap_weights_and_biases(graph)
     _take_bypasses_off_softmax(graph)
     if kind == _SWIN:
@@ -313,7 +216,7 @@ def _add_sum_after_positions(graph: Graph) -> None:
     i = 0
     while i < len(graph):
         leaf = graph.vertices[i].leaf
-        if leaf is not None and _family(leaf.owner) == _GHN3_POSITIONS:
+        if leaf is not None and family(leaf.owner) == _GHN3_POSITIONS:
             new = graph.append(Vertex("AddBackward0"))
             for source in sorted(graph.before[i]):
                 graph.unlink(source, i)

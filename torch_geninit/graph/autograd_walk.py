@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torch_geninit.graph.autograd_graph import Graph, Leaf, Vertex
-from torch_geninit.graph.autograd_rules import is_known_leaf, is_norm_bias
+from torch_geninit.graph.autograd_vocabulary import is_known_leaf, is_norm_bias
 
 
 class _Step(NamedTuple):
