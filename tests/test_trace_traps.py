@@ -844,7 +844,9 @@ def test_a_forward_may_switch_gradients_off(mode: Callable[[], AbstractContextMa
 def test_scripted_and_traced_submodules() -> None:
     scripted = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(4, 6), nn.ReLU())), nn.Linear(6, 2))
     expected = ["input", "linear", "relu", "linear", "output"]
-    assert operations(check(scripted, torch.zeros(1, 4))) == expected
+    for dtype in (torch.float32, torch.bfloat16):
+        assert operations(check(scripted.to(dtype), torch.zeros(1, 4))) == expected
+        assert all(parameter.dtype == dtype for parameter in scripted.parameters())
     assert (
         operations(check(torch.jit.script(nn.Sequential(nn.Linear(4, 6))), torch.zeros(1, 4)))[1] == "linear"
     )

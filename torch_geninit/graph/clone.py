@@ -84,6 +84,10 @@ def clone_structure(model: nn.Module, stand_in: StandIn) -> tuple[nn.Module, dic
         for module in own:
             if id(module) not in memo:
                 memo[id(module)] = copied = copy.deepcopy(module, memo)
+                # Stand-ins are float32, so what a script reads must be.
+                for tensor in (*copied.parameters(), *copied.buffers()):
+                    if tensor.is_floating_point():
+                        tensor.data = tensor.data.float()
                 for old, new in zip(module.parameters(), copied.parameters(), strict=True):
                     tensors[id(old)] = new
         memo.update((identity, memo[id(module)]) for identity, module in inner.items())
