@@ -110,17 +110,25 @@ def state(model: nn.Module) -> list[Any]:
     modules = []
     for name, module in model.named_modules():
         attributes = {
-            key: id(value) if isinstance(value, Tensor) else repr(value)
+            key: _comparable(value)
             for key, value in vars(module).items()
             if key not in ("_modules", "_parameters", "_buffers")
         }
-        modules.append((name, id(module), sorted(attributes.items())))
+        modules.append((name, id(module), sorted(attributes.items(), key=lambda item: item[0])))
     buffers = [(name, id(b), b.tolist()) for name, b in model.named_buffers()]
     parameters = [
         (n, id(p), p.data_ptr(), p.dtype, p.shape, p.stride(), p.device, p.requires_grad, id(p.grad))
         for n, p in model.named_parameters(remove_duplicate=False)
     ]
     return [modules, buffers, parameters, *random_state(), *settings_of_torch()]
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return id(value)
+    if isinstance(value, list | tuple):  # as the weights that recurrent layers list
+        return [_comparable(item) for item in value]
+    return repr(value)
 
 
 def random_state() -> list[Any]:
