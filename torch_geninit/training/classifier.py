@@ -32,6 +32,7 @@ class Recipe:
         optimizer: ``"sgd"`` with Nesterov momentum, or ``"muon"``: orthogonalised momentum for convolution
             kernels (``lr`` is theirs) beside SGD at 0.1 for the rest, which learns more from each image.
         augment: what :meth:`Split.shuffled_batches` does to images.
+        amp: autocast to bfloat16, twice as fast on GPUs and on CPUs with bfloat16 instructions.
     """
 
     phases: Sequence[Phase]
@@ -42,6 +43,7 @@ class Recipe:
     warmup: float = 0.2
     augment: Augment = "flip-crop"
     optimizer: Literal["sgd", "muon"] = "sgd"
+    amp: bool = False
 
     @property
     def epochs(self) -> int:
@@ -124,7 +126,9 @@ def train_classifier(
             rate = recipe.share_of_lr((epoch * steps + step) / (recipe.epochs * steps))
             optimizer.set_lr(rate)
             images = resize(images.to(device), resolution)
-            loss = F.cross_entropy(model(images).float(), labels.to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp):
+                logits = model(images).float()
+            loss = F.cross_entropy(logits, labels.to(device))
             model.zero_grad()
             loss.backward()
             optimizer.step()

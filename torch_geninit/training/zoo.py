@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=",".join(f"{phase.resolution}x{phase.epochs}" for phase in RECIPE.phases),
         help="RESOLUTIONxEPOCHS, comma separated",
     )
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="run the training steps through torch.compile")
     parser.add_argument("--threads", type=int, help="torch threads")
 
@@ -91,7 +92,9 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     phases = tuple(Phase(*map(int, part.split("x"))) for part in arguments.phases.split(","))
-    recipe = replace(RECIPE, phases=phases, lr=arguments.lr, batch_size=arguments.batch_size)
+    recipe = replace(
+        RECIPE, phases=phases, lr=arguments.lr, batch_size=arguments.batch_size, amp=arguments.amp
+    )
     first = arguments.first_seed
     train_zoo(
         arguments.data,
