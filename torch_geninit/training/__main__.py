@@ -11,6 +11,7 @@ COMMANDS = {
     "vae": ("vae", "train slice VAEs on a zoo"),
     "ghn": ("ghn", "train a graph hypernetwork; with --noise and --start, a noise GHN from it"),
     "evaluate": ("evaluate", "measure a generator by the protocol"),
+    "coverage": ("coverage", "try a generator on the models of torchvision, timm or transformers"),
     "export": ("export", "write a trained generator as a safetensors file with manifest record and card"),
     "publish": ("publish", "upload an export to the Hugging Face Hub and pin it in the manifest"),
 }

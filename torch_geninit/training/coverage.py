@@ -1,0 +1,394 @@
+"""Try a hypernetwork on the models of torchvision, timm or transformers; write docs/coverage.md.
+
+Each model is traced, planned, predicted and written with the trust check off, then run once. Sections of
+suites whose library is not installed here stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import importlib
+import platform
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import torch_geninit as geninit
+from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.graph.clone import tensors_in
+from torch_geninit.graph.inputs import guesses
+from torch_geninit.plan import Plan, Route
+from torch_geninit.training import coverage_models as data
+from torch_geninit.training import document
+
+SUITES = ("torchvision", "timm", "transformers")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to try.
+
+    Attributes:
+        name: the library's name.
+        section: heading of docs/coverage.md that it belongs to.
+        build: makes it, randomly initialised.
+        inputs: ``example_inputs=``; None where the tracer has to guess.
+    """
+
+    name: str
+    section: str
+    build: Callable[[], nn.Module]
+    inputs: Any = None
+
+
+@dataclass
+class Row:
+    """What happened to a model.
+
+    Attributes:
+        name: of the model.
+        failure: exception or broken promise, empty if there is none.
+        nodes: of its graph.
+        generated, total: parameters, tied ones under each of their names.
+        matrices, all_matrices: the same for tensors of two or more dimensions.
+        kept: reason -> parameters left for it.
+        milliseconds: CPU time of trace, plan, predict and write.
+        extra_bytes: peak memory of these four over the process that already held model and generator.
+        bytes: of the model's parameters.
+        finite: whether all values of the outputs are; None if there was no output to look at.
+    """
+
+    name: str
+    failure: str = ""
+    nodes: int = 0
+    generated: int = 0
+    total: int = 0
+    matrices: int = 0
+    all_matrices: int = 0
+    kept: Counter[str] = field(default_factory=Counter)
+    milliseconds: tuple[float, ...] = ()
+    extra_bytes: int | None = None
+    bytes: int = 0
+    finite: bool | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of tensors of two or more dimensions that are generated."""
+        return self.matrices / self.all_matrices if self.all_matrices else 1.0
+
+
+def untrusting(generator: WeightGenerator) -> WeightGenerator:
+    """Switch the trust check of a generator off, so that it fills whatever it was trained to predict."""
+    generator.verdict = lambda plan: Verdict(True, 0.0, "not asked")  # type: ignore[method-assign]
+    return generator
+
+
+def subjects(suite: str) -> Iterator[Subject]:
+    """List the models of a suite; building them is left to whoever asks.
+
+    Raises:
+        ImportError: if the suite's library is not installed.
+    """
+    library = importlib.import_module(suite)
+    if suite == "torchvision":
+        models = library.models
+        for family, facts in data.TORCHVISION.items():
+            module = models if family == "classification" else getattr(models, family)
+            for name in models.list_models(module=module):
+                options = {**facts["options"], **data.OWN_OPTIONS.get(name, {})}
+                sizes = (
+                    [data.TORCHVISION_INPUTS[name]]
+                    if name in data.TORCHVISION_INPUTS
+                    else facts.get("inputs")
+                )
+                inputs = None if sizes is None else tuple(map(tensor, sizes))
+                if "list" in facts:
+                    inputs = ([tensor(size) for size in facts["list"]],)
+
+                def build(name: str = name, options: dict[str, Any] = options) -> nn.Module:
+                    return models.get_model(name, weights=None, **options)
+
+                yield Subject(name, f"torchvision {family}", build, inputs)
+    elif suite == "timm":
+        for name in data.TIMM:
+            yield Subject(name, suite, lambda name=name: library.create_model(name, num_classes=10))
+    elif suite == "transformers":
+        library.logging.set_verbosity_error()
+        for name, (options, sizes) in data.TRANSFORMERS.items():
+            kind = getattr(library, name)
+            inputs = sizes and {key: tensor(size) for key, size in sizes.items()}
+            yield Subject(name, suite, lambda k=kind, o=options: k(k.config_class(**o)), inputs)
+    else:
+        raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
+
+
+def tensor(size: data.Input) -> Tensor:
+    """Make an input of the data file: floats from a normal law, or tokens from 1 to 7."""
+    shape, kind = size
+    stream = torch.Generator().manual_seed(0)
+    if kind == "tokens":
+        return torch.randint(1, 8, shape, generator=stream)
+    return torch.randn(shape, generator=stream)
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], int | None]]:
+    """Yield a function: most resident memory inside the block so far over that at its start (Linux only)."""
+
+    def resident(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+    gc.collect()
+    try:
+        # What was freed before must not be used again unnoticed.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+    except (OSError, AttributeError):
+        yield lambda: None
+        return
+    yield lambda: resident("VmHWM") - before
+
+
+def measure(subject: Subject, generator: WeightGenerator) -> Row:
+    """Fill a fresh model and check it; an exception becomes the row's failure."""
+    row = Row(subject.name)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            _fill(subject, generator, row)
+        except Exception as error:  # noqa: BLE001 - a model may raise anything, and the table shows it
+            row.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    return row
+
+
+def _fill(subject: Subject, generator: WeightGenerator, row: Row) -> None:
+    model = subject.build()
+    row.bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    before = {name: sample(p) for name, p in model.named_parameters()}
+    with peak_memory() as peak:
+        marks = [time.process_time()]
+        graph = generator.trace(model, subject.inputs)
+        marks.append(time.process_time())
+        plan = geninit.plan(model, pretrained=generator, graph=graph)
+        marks.append(time.process_time())
+        prediction = plan.predict()
+        marks.append(time.process_time())
+        prediction.write_(model)
+        marks.append(time.process_time())
+        row.extra_bytes = peak()
+    row.milliseconds = tuple(1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False))
+    row.nodes = len(graph.nodes)
+    account(plan, row)
+    row.failure = broken_promises(model, plan, before)
+    inputs = subject.inputs if subject.inputs is not None else _guessed(model, graph.notes)
+    row.finite = finite_output(model, inputs)
+    if row.finite is False and not row.failure:
+        row.failure = "outputs are not finite"
+
+
+def account(plan: Plan, row: Row) -> None:
+    """Count a plan's routes and reasons into a row."""
+    filled = (Route.GENERATED, Route.TIED)
+    matrices = [entry for entry in plan.entries if len(entry.shape) > 1]
+    row.total, row.all_matrices = len(plan.entries), len(matrices)
+    row.generated = sum(entry.route in filled for entry in plan.entries)
+    row.matrices = sum(entry.route in filled for entry in matrices)
+    row.kept = Counter(entry.reason for entry in plan.entries if entry.route not in filled)
+
+
+def sample(parameter: Tensor) -> Tensor:
+    """Copy a thousand values of a parameter, spread over all of it."""
+    flat = parameter.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // 1000)].clone()
+
+
+def broken_promises(model: nn.Module, plan: Plan, before: dict[str, Tensor]) -> str:
+    """Say which parameters are not what the plan promised, in a few words; empty if all is well."""
+    problems: dict[str, list[str]] = {}
+    entries = {entry.name: entry for entry in plan.entries}
+    for name, parameter in model.named_parameters():
+        entry = entries.get(name)
+        if entry is None:
+            problems.setdefault("not in the plan", []).append(name)
+            continue
+        if not bool(torch.isfinite(parameter.detach().sum())) and not bool(torch.isfinite(parameter).all()):
+            problems.setdefault("not finite", []).append(name)
+        same = torch.equal(sample(parameter), before[name])
+        if entry.route is Route.GENERATED and same and parameter.ndim > 1:
+            problems.setdefault("said to be generated, but unchanged", []).append(name)
+        if entry.route in (Route.KEPT, Route.SKIPPED):
+            if not same:
+                problems.setdefault("said to be kept, but changed", []).append(name)
+            if not entry.reason:
+                problems.setdefault("kept without a reason", []).append(name)
+    return "; ".join(f"{what}: {len(names)}, first {names[0]}" for what, names in problems.items())
+
+
+def _guessed(model: nn.Module, notes: Sequence[str]) -> Any:
+    """Return with data, in a batch of two, the inputs that the tracer guessed."""
+    for one, two in zip(guesses(model), guesses(model, batch=2), strict=True):
+        if f"inputs guessed: {one.text}" in notes:
+            values = [
+                tensor((tuple(x.shape), "image" if x.is_floating_point() else "tokens")) for x in two.args
+            ]
+            return tuple(values) if two.args else dict(two.kwargs)
+    return None
+
+
+@torch.no_grad()
+def finite_output(model: nn.Module, inputs: Any) -> bool | None:
+    """Run a model, with statistics of the batch where it can, and look at the floating outputs."""
+    if inputs is None:
+        return None
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    detects = isinstance(inputs, tuple) and isinstance(inputs[0], list)  # training needs targets
+    try:
+        output = model.train(not detects)(*args, **kwargs)
+    finally:
+        model.eval()
+    values = [x for x in tensors_in(output) if x.is_floating_point()]
+    return all(bool(torch.isfinite(x).all()) for x in values) if values else None
+
+
+# The page.
+
+
+def section(rows: Sequence[Row], heading: str, library: str) -> str:
+    """Lay rows out as the Markdown of one section."""
+    letters: dict[str, str] = {}
+    for row in rows:
+        for reason in row.kept:
+            letters.setdefault(reason, _letter(len(letters)))
+    good = [row for row in rows if not row.failure]
+    lines = [f"## {heading}", "", _summary(rows, library), ""]
+    if good:
+        lines += [
+            "| " + " | ".join(name for name, _ in COLUMNS) + " |",
+            "|" + "|".join(rule for _, rule in COLUMNS) + "|",
+        ]
+    for row in good:
+        kept = ", ".join(f"{count} {letters[reason]}" for reason, count in row.kept.most_common())
+        times = " | ".join(f"{value:.0f}" for value in row.milliseconds)
+        lines.append(
+            f"| {row.name} | {row.nodes} | {row.generated}/{row.total} | {100 * row.share:.1f} % "
+            f"| {kept or '-'} | {times} | {_megabytes(row.extra_bytes)} | {_megabytes(row.bytes)} |"
+        )
+    if letters:
+        lines += ["", *(f"- **{letter}**: {reason}" for reason, letter in letters.items())]
+    bad = [row for row in rows if row.failure]
+    if bad:
+        lines += ["", "Failed:", "", *(f"- {row.name}: {row.failure}" for row in bad)]
+    return "\n".join(lines)
+
+
+def _summary(rows: Sequence[Row], library: str) -> str:
+    good = [row for row in rows if not row.failure]
+    text = f"{len(good)} of {len(rows)} models ({library}): no exception, parameters finite and accounted for"
+    looked = [row for row in good if row.finite is not None]
+    text += ", outputs finite" if len(looked) == len(good) else f"; outputs finite where run ({len(looked)})"
+    if not good:
+        return text + "."
+    lowest = min(good, key=lambda row: row.share)
+    matrices = sum(row.matrices for row in good) / max(1, sum(row.all_matrices for row in good))
+    enough = {percent: sum(100 * row.share >= percent for row in good) for percent in (95, 80)}
+    return (
+        f"{text}. Of all tensors of two or more dimensions {100 * matrices:.1f} % are generated: "
+        f"at least 95 % on {enough[95]} models, at least 80 % on {enough[80]}, least on {lowest.name} "
+        f"({100 * lowest.share:.1f} %)."
+    )
+
+
+def _letter(index: int) -> str:
+    return (chr(97 + index // 26 - 1) if index >= 26 else "") + chr(97 + index % 26)
+
+
+def _megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.0f}" if count >= 1e6 else f"{count / 1e6:.1f}"
+
+
+COLUMNS = (
+    ("model", "---"),
+    ("nodes", "--:"),
+    ("generated", "--:"),
+    ("2-D or more", "--:"),
+    ("kept, by reason", "---"),
+    *((name, "--:") for name in ("trace", "plan", "predict", "write", "memory", "of")),
+)
+INTRODUCTION = """# Coverage
+
+What `ghn_` does to models that others wrote, with the trust check off; with it on, a network that the
+generator doesn't know is left as it is. `python -m torch_geninit.training coverage` rewrites it section by
+section, and `pytest -m full` asserts on every model what the first line of its section says.
+
+Classifiers have as many classes as the generator, so heads are generated too. "2-D or more" is the share of
+tensors of two or more dimensions that are generated. "Kept" counts the parameters that keep their values, by
+the reasons below each table. Times are CPU milliseconds of one thread, one run each. "Memory" is the most
+extra megabytes that tracing, planning, predicting and writing take in a process that already holds the model
+and the generator; "of" has the megabytes of the model's own parameters.
+
+Detection models resize images to 800 pixels and ask for values of tensors, so they are traced on a copy with
+data: that is their time and memory.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", choices=SUITES, required=True, help="library that the models come from")
+    parser.add_argument("--family", help="only this family of torchvision, as 'video'")
+    parser.add_argument("--only", default="*", help="glob pattern of model names; prints instead of writing")
+    parser.add_argument("--pretrained", default="ghn-cifar10", help="hypernetwork: a name or a file")
+    parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"), help="page to rewrite")
+
+
+def main(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    generator = untrusting(geninit.load(options.pretrained))
+    wanted = f"torchvision {options.family}" if options.family else "*"
+    chosen = [
+        s
+        for s in subjects(options.suite)
+        if fnmatchcase(s.section, wanted) and fnmatchcase(s.name, options.only)
+    ]
+    if not chosen:
+        sys.exit("no model of that name")
+    warm_up(generator)
+    rows: dict[str, list[Row]] = {}
+    for subject in chosen:
+        row = measure(subject, generator)
+        rows.setdefault(subject.section, []).append(row)
+        print(
+            f"{row.name}: {row.failure or f'{row.generated}/{row.total}, {100 * row.share:.1f} %'}",
+            flush=True,
+        )
+    library = importlib.import_module(options.suite)
+    version = f"{options.suite} {library.__version__}, torch {torch.__version__.partition('+')[0]}"
+    version += f", Python {platform.python_version()}, {options.pretrained}"
+    for heading, found in rows.items():
+        text = section(found, heading, version)
+        if options.only == "*":
+            document.replace_section(options.out, heading, text, INTRODUCTION)
+        else:
+            print(text)
+    if any(row.failure for found in rows.values() for row in found):
+        sys.exit("some models failed")
+
+
+def warm_up(generator: WeightGenerator) -> None:
+    """Pay for imports and first calls before anything is timed."""
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *pool, nn.Linear(8, 10))
+    geninit.plan(model, pretrained=generator).predict().write_(model)
