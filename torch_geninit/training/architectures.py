@@ -64,7 +64,7 @@ def _staged(r: random.Random, family: str) -> Spec:
     if family == "convnext" and usual:
         norm = "layer"
     activation = "relu" if usual else r.choice(("relu", "gelu", "silu", "leaky_relu", "hardswish"))
-    large = family in ("inverted", "convnext")
+    large = family in ("inverted", "convnext", "inception")
     kernel = (7 if family == "convnext" else 3) if usual else r.choice((3, 5, 7) if large else (3, 3, 5))
     if family == "plain" and not usual:
         kernel = r.choice((1, 3, 3, 5, 7))
@@ -81,7 +81,7 @@ def _staged(r: random.Random, family: str) -> Spec:
     if usual or r.random() < 0.5:
         stem = 2 if family == "convnext" else 3
     else:
-        stem = r.choice((2, 3, 4, 5, 7))
+        stem = r.choice((2, 3, 4, 5, 7, 11))
     return Spec(
         family,
         blocks,
@@ -102,7 +102,7 @@ def _tokens(r: random.Random, family: str) -> Spec:
         (r.randint(2, 8),),
         (width,),
         Style(norm="layer", activation=r.choice(("gelu", "gelu", "relu")), expansion=r.choice((2, 4, 4))),
-        stem=r.choice((4, 4, 4, 8)),
+        stem=r.choice((4, 4, 4, 4, 8, 8, 16)),
         heads=heads,
         positions=positions,
         class_token=family == "transformer" and positions == "table" and r.random() < 0.5,
