@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "torch_geninit"
 
 # Layers from the bottom up; a module imports from its own layer or from below.
 LAYERS = [
-    {"_version", "interrupts", "ambient", "graph.architecture", "graph.vocabulary"},
+    {"_version", "interrupts", "ambient", "strict_json", "graph.architecture", "graph.vocabulary"},
     {"graph"},
     {"generators"},
     {"marks", "shard", "survey", "table", "reset", "targets", "write", "plan"},

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from torch_geninit import strict_json
 from torch_geninit.generators.file import METADATA_KEY
-from torch_geninit.generators.header import parse_json
 from torch_geninit.restricted_pickle import MAGIC, Budget, Bytes, parse, parse_legacy
 from torch_geninit.restricted_tensors import RefusedPickle, Storage, expect, shown, storage_of, tensors
 
@@ -189,7 +189,7 @@ def _read_safetensors(path: Path) -> State:
     if METADATA_KEY in metadata:
         raise ConversionError(f"{path} is a generator file already: pass it as pretrained={str(path)!r}")
     try:
-        config = parse_json(metadata.get("config", "{}"))
+        config = strict_json.parse(metadata.get("config", "{}"))
     except ValueError as error:
         raise RefusedPickle(f"a config that is no JSON ({shown(error)})") from error
     state = safetensors.torch.load_file(path)

@@ -303,6 +303,10 @@ def plan(
         raise ValueError(f"verb: expected one of {', '.join(map(repr, DEFAULTS))}, got {verb!r}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if graph is not None:
+        if not isinstance(graph, Architecture):
+            raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
+        graph.check()
     chosen = DEFAULTS[verb] if pretrained is None else pretrained
     if isinstance(chosen, WeightGenerator):
         weights, source = chosen, str(chosen.card["kind"])

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch_geninit import strict_json
 from torch_geninit.generators.card import KINDS, check_input, check_text, check_vocabulary, expect
-from torch_geninit.generators.header import parse_json
 
 SCHEMA = 1
 FILENAME = "pretrained_manifest.json"
@@ -106,7 +106,7 @@ def parse(text: bytes | str, where: str = FILENAME) -> tuple[Record, ...]:
     if len(text) > MAX_BYTES:
         raise ManifestError(f"{where}: expected at most {MAX_BYTES} bytes")
     try:
-        data = parse_json(text)
+        data = strict_json.parse(text)
         _fields(data, ("schema", "generators"))
         schema, generators = data["schema"], data["generators"]
         if type(schema) is not int or schema != SCHEMA:

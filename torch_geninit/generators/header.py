@@ -6,11 +6,12 @@ overlap. The JSON maps each tensor name to its dtype, shape and byte range, and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import prod
 from typing import Any, BinaryIO
+
+from torch_geninit import strict_json
 
 MAX_HEADER_BYTES = 1 << 20
 """A generator's header is some ten kilobytes; a larger bound only gives a hostile file more room."""
@@ -94,43 +95,11 @@ def read_header(file: BinaryIO, file_bytes: int) -> Header:
     return Header(tensors, metadata)
 
 
-def parse_json(text: bytes | str) -> Any:
-    """Parse JSON strictly: UTF-8, no key twice in an object, no NaN or Infinity, bounded depth.
-
-    Raises:
-        ValueError: saying what is wrong.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"key {key[:100]!r} appears twice")
-        result[key] = value
-    return result
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not isfinite(value):
-        raise ValueError(f"{digits[:20]} is too large for a number")
-    return value
-
-
 def _parse(text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     if not text.startswith(b"{"):
         raise HeaderError(f"the header starts with {text[:8]!r} instead of '{{'")
     try:
-        data = parse_json(text)
+        data = strict_json.parse(text)
     except ValueError as error:
         raise HeaderError(f"the header is not valid JSON: {error}") from error
     metadata = data.pop("__metadata__", {})

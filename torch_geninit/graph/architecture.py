@@ -7,7 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
+
+from torch_geninit import strict_json
+from torch_geninit.graph.vocabulary import PRIMITIVES, VERSION
 
 Shape = tuple[int, ...]
 
@@ -45,7 +49,10 @@ class Node:
     attributes: tuple[tuple[str, int | Shape], ...] = ()
 
     def attribute(self, key: str, default: Any = None) -> Any:
-        return dict(self.attributes).get(key, default)
+        for name, value in self.attributes:
+            if name == key:
+                return value
+        return default
 
 
 @dataclass(frozen=True)
@@ -94,15 +101,56 @@ class Architecture:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Architecture:
-        """Read what :meth:`to_json` wrote."""
-        data = json.loads(text)
-        return cls(
-            nodes=tuple(_node(record) for record in data["nodes"]),
-            edges=tuple((int(source), int(target)) for source, target in data["edges"]),
-            vocabulary=int(data["vocabulary"]),
-            notes=tuple(data["notes"]),
-        )
+    def from_json(cls, text: str | bytes) -> Architecture:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: says what is wrong with anything else.
+        """
+        try:
+            data = strict_json.parse(text)
+            read = cls(
+                nodes=tuple(_node(record) for record in data["nodes"]),
+                edges=tuple((source, target) for source, target in data["edges"]),
+                vocabulary=data["vocabulary"],
+                notes=tuple(data["notes"]),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"expected a graph as Architecture.to_json() writes it ({type(error).__name__}: "
+                f"{str(error)[:200]}). Trace the model again"
+            ) from error
+        read.check()
+        return read
+
+    def check(self) -> None:
+        """Check that this is what a tracer makes, so that who reads a graph need not doubt it.
+
+        Raises:
+            ValueError: names the first thing that is wrong.
+        """
+        if self.vocabulary != VERSION or isinstance(self.vocabulary, bool):
+            raise ValueError(
+                f"the graph is of vocabulary {str(self.vocabulary)[:20]}, expected {VERSION}. "
+                "Trace the model again"
+            )
+        for index, node in enumerate(self.nodes):
+            if problem := _problem(node):
+                raise ValueError(f"node {index} of the graph has {problem}. Trace the model again")
+        ops = [node.op for node in self.nodes]
+        if "input" not in ops or ops[-1] != "output":
+            raise ValueError("the graph has no input, or doesn't end in its output. Trace the model again")
+        count = len(self.nodes)
+        for edge in self.edges:
+            if not (all(type(end) is int for end in edge) and 0 <= edge[0] < edge[1] < count):
+                raise ValueError(
+                    f"the graph has the edge {str(edge)[:100]}, expected two of its {count} nodes in "
+                    "topological order. Trace the model again"
+                )
+        if any(a >= b for a, b in pairwise(self.edges)):
+            raise ValueError("the graph's edges are not sorted, or not different. Trace the model again")
+        if not all(type(note) is str for note in self.notes):
+            raise ValueError("the graph has notes that are no text. Trace the model again")
 
 
 def _node(record: Mapping[str, Any]) -> Node:
@@ -116,3 +164,22 @@ def _node(record: Mapping[str, Any]) -> Node:
             (key, tuple(value) if isinstance(value, list) else value) for key, value in record["attributes"]
         ),
     )
+
+
+def _problem(node: Node) -> str | None:
+    if node.op not in PRIMITIVES:
+        return f"the operation {str(node.op)[:100]!r}, which is none of the vocabulary"
+    for shape in (node.shape, *(use.shape for use in node.parameters)):
+        if not _sizes(shape):
+            return f"the shape {str(shape)[:100]}, expected sizes from 0"
+    for use in node.parameters:
+        if not (type(use.name) is type(use.role) is str):
+            return "a parameter whose name or role is no text"
+    for key, value in node.attributes:
+        if not (type(key) is str and (_sizes(value) if isinstance(value, tuple) else _sizes((value,)))):
+            return f"the attribute {str(key)[:100]!r} of {str(value)[:100]}, expected a size or sizes"
+    return None
+
+
+def _sizes(values: Shape) -> bool:
+    return all(type(value) is int and 0 <= value < 1 << 63 for value in values)
