@@ -2,6 +2,8 @@
 
 from torch_geninit._version import __version__
 from torch_geninit.calibrate import recalibrate_bn_
+from torch_geninit.expectation import expect
+from torch_geninit.generators.expectation import Expectation
 from torch_geninit.generators.file import GeneratorFileError
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.trace import TraceError, trace
@@ -11,6 +13,7 @@ from torch_geninit.plan import GenInitWarning, Plan, StrictError
 
 __all__ = [
     "Architecture",
+    "Expectation",
     "GenInitWarning",
     "GeneratorFileError",
     "HubError",
@@ -18,6 +21,7 @@ __all__ = [
     "StrictError",
     "TraceError",
     "__version__",
+    "expect",
     "ghn_",
     "list_pretrained",
     "load",

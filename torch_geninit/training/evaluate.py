@@ -77,6 +77,7 @@ def recipes(
     warmups: list[float],
     epochs: int,
     seed: int,
+    amp: bool = False,
 ) -> list[dict[str, float]]:
     """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up, He beside
     it.
@@ -98,6 +99,7 @@ def recipes(
             lr=lr,
             warmup=warmup,
             weight_decay=1e-4,
+            amp=amp,
         )
         train_classifier(model, train, recipe, seed=seed, description=f"lr {lr} scale {scale}")
         geninit.recalibrate_bn_(model, train.spread(2000).batches())
@@ -140,6 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", type=int, default=100, help="unseen networks of the space")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast in training (recipes)")
     parser.add_argument("--threads", type=int, help="torch threads")
 
 
@@ -174,4 +177,5 @@ def main(arguments: argparse.Namespace) -> None:
             warmups=arguments.warmup,
             epochs=arguments.epochs,
             seed=arguments.seed,
+            amp=arguments.amp,
         )

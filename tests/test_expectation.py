@@ -1,0 +1,164 @@
+"""What a generator says about networks it never saw, against slow twins and its own promises."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch_geninit as geninit
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.expectation import MeasuredNetworks, describe
+from torch_geninit.graph.trace import trace
+from torch_geninit.training.expectation import calibration, fit, leave_one_out, reference_specs
+from torch_geninit.training.networks import ResNet, resnet20
+from torch_geninit.training.unseen import unseen_specs
+
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict[str, Any]]:
+    """Networks whose accuracy falls with depth and width in a way that a regression can find."""
+    found = []
+    for depth in (1, 2, 3, 5):
+        for width in (8, 12, 16, 24):
+            graph = trace(ResNet((depth, depth), (width, width)), EXAMPLE)
+            accuracy = 0.8 - 0.05 * math.log2(depth) + 0.04 * math.log2(width / 8)
+            name = f"{depth} blocks, width {width}"
+            found.append({"network": name, "point": describe(graph).tolist(), "accuracy": accuracy})
+    return found
+
+
+@pytest.fixture(scope="module")
+def record(records: list[dict[str, Any]]) -> dict[str, Any]:
+    return fit(records, classes=10, images="noise")
+
+
+def test_process_against_the_textbook(record: dict[str, Any]) -> None:
+    network = trace(ResNet((4, 4), (20, 20)), EXAMPLE)
+    told = MeasuredNetworks(record)(network)
+
+    def covariance(a: list[float], b: list[float]) -> float:
+        scaled = [(x - y) / s for x, y, s in zip(a, b, record["spread"], strict=True)]
+        return record["signal"] ** 2 * math.exp(-math.hypot(*scaled) / record["length"])
+
+    points, x = record["points"], describe(network).tolist()
+    gram = torch.tensor([[covariance(a, b) for a in points] for b in points], dtype=torch.float64)
+    gram += record["noise"] ** 2 * torch.eye(len(points))
+    towards = torch.tensor([covariance(x, a) for a in points], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, towards)
+    mean = 0.1 + float(weights @ (torch.tensor(record["accuracy"], dtype=torch.float64) - 0.1))
+    variance = record["signal"] ** 2 + record["noise"] ** 2 - float(weights @ towards)
+    half = record["quantile"] * variance**0.5
+    assert told[:3] == pytest.approx((mean, mean - half, min(1.0, mean + half)), rel=1e-4)
+
+
+def test_leaving_one_out_is_what_a_process_without_it_says(record: dict[str, Any]) -> None:
+    errors, variances = leave_one_out(MeasuredNetworks(record))
+    for index in (0, 7, 15):
+        without = copy.deepcopy(record)
+        for entry in ("networks", "points", "accuracy"):
+            del without[entry][index]
+        told = MeasuredNetworks(without | {"quantile": 1.0}).at(torch.tensor(record["points"][index]))
+        assert record["accuracy"][index] - told.accuracy == pytest.approx(float(errors[index]), abs=1e-6)
+        assert (told.high - told.low) / 2 == pytest.approx(float(variances[index].sqrt()), rel=1e-4)
+
+
+def test_fit_finds_what_there_is_to_find(record: dict[str, Any]) -> None:
+    told = MeasuredNetworks(record)(trace(ResNet((4, 4), (20, 20)), EXAMPLE))
+    assert told.accuracy == pytest.approx(0.8 - 0.05 * 2 + 0.04 * math.log2(20 / 8), abs=0.02)
+    assert told.low < told.accuracy < told.high
+    assert "blocks, width" in told.nearest[0] and told.distance > 0
+
+
+def test_far_from_everything_chance_is_expected(record: dict[str, Any]) -> None:
+    near = MeasuredNetworks(record)
+    away = torch.tensor(record["points"][0]) + 1000
+    assert near.at(away).accuracy == pytest.approx(0.1, abs=1e-3)
+    assert near.at(away).distance > 100 * near.at(torch.tensor(record["points"][0])).distance
+
+
+def test_interval_holds_nine_of_ten_left_out(record: dict[str, Any]) -> None:
+    errors, variances = leave_one_out(MeasuredNetworks(record))
+    inside = errors.abs() <= record["quantile"] * variances.sqrt() + 1e-9
+    assert 0.8 <= inside.double().mean() <= 1.0
+
+
+def test_calibration_counts(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
+    held = [dict(one, accuracy=one["accuracy"] + 0.5) for one in records[:2]]
+    counted = calibration([*records[2:], *held], MeasuredNetworks(record))
+    assert counted["inside_interval"] == pytest.approx(14 / 16)
+    assert counted["mean_error"] == pytest.approx(-1 / 16, abs=0.01)
+
+
+def test_description_reads_no_names(record: dict[str, Any]) -> None:
+    graph = trace(resnet20(), EXAMPLE)
+    nodes = tuple(
+        replace(node, parameters=tuple(replace(use, name=f"x.{use.name}") for use in node.parameters))
+        for node in graph.nodes
+    )
+    assert torch.equal(describe(graph), describe(replace(graph, nodes=nodes)))
+    assert torch.equal(describe(graph), describe(trace(nn.Sequential(resnet20()), EXAMPLE)))
+    assert not torch.equal(describe(graph), describe(trace(resnet20(shortcut="B"), EXAMPLE)))
+
+
+def test_primitives_newer_than_the_record_do_not_count(record: dict[str, Any]) -> None:
+    x = torch.tensor(record["points"][3])
+    known = MeasuredNetworks(record)
+    assert known.at(torch.cat([x, torch.ones(2)])) == known.at(x)
+
+
+def test_references_are_never_the_networks_it_is_judged_by() -> None:
+    references = set(reference_specs(5))
+    assert len(references) == 5 and all(spec.held_out() for spec in references)
+    assert not references & set(unseen_specs(100))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("networks", ["one"], "measured.networks: expected a list of 2"),
+        ("points", [[0.0]], "measured.points: expected 16 descriptions"),
+        ("spread", [0.0], "measured.spread: expected positive"),
+        ("accuracy", [1.5] * 16, "measured.accuracy: expected 16 shares"),
+        ("length", math.nan, "measured.length: expected a positive number"),
+        ("images", 3, "measured.images: expected a text"),
+    ],
+)
+def test_a_broken_record_is_named(record: dict[str, Any], entry: str, value: Any, message: str) -> None:
+    MeasuredNetworks.check(record)
+    with pytest.raises(ValueError, match=message):
+        MeasuredNetworks.check(record | {entry: value})
+
+
+@pytest.fixture
+def knowing(tiny: Callable[[str], WeightGenerator], record: dict[str, Any]) -> WeightGenerator:
+    card = tiny("ghn").card | {"measured": record}
+    return type(tiny("ghn"))(card)
+
+
+def test_expect_reads_the_graph_alone(knowing: WeightGenerator) -> None:
+    with torch.device("meta"):
+        model = resnet20()
+    told = geninit.expect(model, pretrained=knowing)
+    assert isinstance(told, geninit.Expectation)
+    assert told == geninit.expect(resnet20(), pretrained=knowing)
+    assert told == geninit.expect(model, pretrained=knowing, graph=geninit.trace(resnet20(), EXAMPLE))
+    assert str(told).startswith(f"{100 * told.accuracy:.0f} % (")
+
+
+def test_a_generator_that_was_not_measured_says_so(tiny: Callable[[str], WeightGenerator]) -> None:
+    with pytest.raises(ValueError, match="ghn can't tell what to expect: its file has no measured networks"):
+        geninit.expect(resnet20(), pretrained=tiny("ghn"))
+
+
+def test_nothing_to_generate_is_nothing_to_expect(knowing: WeightGenerator) -> None:
+    with pytest.raises(ValueError, match="Flatten has no parameter to generate"):
+        geninit.expect(nn.Flatten(), pretrained=knowing)

@@ -1,0 +1,175 @@
+"""The accuracy to expect of a generated network, told from its graph by networks that were measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_geninit.generators.card import expect
+from torch_geninit.graph.architecture import Architecture
+from torch_geninit.graph.vocabulary import PRIMITIVES
+
+MOST_NETWORKS = 4096
+NEAREST = 3
+
+
+class Expectation(NamedTuple):
+    """What to expect of generated weights before any training.
+
+    Attributes:
+        accuracy: expected share of test images classified correctly, BatchNorm calibrated.
+        low, high: ends of the 90 % interval.
+        distance: to the nearest of the networks that were measured, in standard deviations among these.
+        nearest: names of the nearest ones, nearest first.
+        images: what accuracy is measured on.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    distance: float
+    nearest: tuple[str, ...]
+    images: str
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.accuracy:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f} %) on {self.images} "
+            f"before training; at a distance of {self.distance:.2f} from {self.nearest[0]}"
+        )
+
+
+def describe(architecture: Architecture) -> Tensor:
+    """Return the numbers (D,) that networks are compared by; they depend on no name and no order of nodes.
+
+    The first ones are counts (log2): parameter tensors, their elements, channels of the widest and narrowest
+    weight, resolutions, edges a node. Then the share of each sort of weight among the elements, and of each
+    primitive among the nodes that are no input or output: these last, since the vocabulary grows at its end.
+    """
+    inner = [node for node in architecture.nodes if node.op not in ("input", "output")]
+    uses = [(node, use) for node in inner for use in node.parameters]
+    weights = [(node, use.shape) for node, use in uses if use.role == "weight" and len(use.shape) > 1]
+    widths = [shape[0] for _, shape in weights]
+    # Averaging the positions away leaves one: that is no resolution.
+    extents = {math.prod(node.shape[2:]) for node in inner if len(node.shape) > 2} - {1}
+    counts = [
+        len(uses),
+        sum(math.prod(use.shape) for _, use in uses),
+        max(widths, default=0),
+        min(widths, default=0),
+        len(extents),
+        len(architecture.edges) / max(1, len(inner)),
+    ]
+    operations = dict.fromkeys(PRIMITIVES, 0.0)
+    for node in inner:
+        operations[node.op] += 1 / len(inner)
+    sorts = dict.fromkeys(("linear", "pointwise", "spatial", "grouped", "depthwise", "other"), 0.0)
+    for node, shape in weights:
+        sorts[_sort(node.op, shape, node.attribute("groups", 1))] += math.prod(shape) / max(1, counts[1])
+    return torch.tensor([*(math.log2(1 + c) for c in counts), *sorts.values(), *operations.values()])
+
+
+def _sort(op: str, shape: tuple[int, ...], groups: int) -> str:
+    if op == "linear":
+        return "linear"
+    if op != "conv":
+        return "other"
+    if groups > 1:
+        return "depthwise" if shape[1] == 1 else "grouped"
+    return "spatial" if math.prod(shape[2:]) > 1 else "pointwise"
+
+
+class MeasuredNetworks:
+    """Gaussian process over networks whose accuracy was measured (Rasmussen & Williams 2006, chapter 2)::
+
+        accuracy = chance + f(x) + noise,   cov(f(x), f(x')) = s^2 exp(-|x - x'| / l)
+
+    with x the description of a graph, each number divided by its spread. Far from all that was measured it
+    falls back to chance. The interval is the process's own, widened by ``quantile`` so that
+    it holds nine in ten of the measured networks, each left out in turn.
+
+    Args:
+        record: entry ``measured`` of a generator's card: ``networks`` (names), ``points`` (descriptions),
+            ``accuracy``, ``spread``, ``chance``, ``length``, ``signal`` and ``noise`` (standard deviations),
+            ``quantile``, ``images``.
+    """
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.names: list[str] = record["networks"]
+        self.spread = torch.tensor(record["spread"], dtype=torch.float64)
+        self.points = torch.tensor(record["points"], dtype=torch.float64) / self.spread
+        self.chance, self.length = float(record["chance"]), float(record["length"])
+        self.signal, self.noise = float(record["signal"]), float(record["noise"])
+        self.quantile, self.images = float(record["quantile"]), str(record["images"])
+        self.lead = torch.tensor(record["accuracy"], dtype=torch.float64) - self.chance
+
+    @staticmethod
+    def check(record: Any) -> None:
+        """Raise a ValueError naming the entry of the record that is not valid."""
+        expect(isinstance(record, dict), "measured", "an object", record)
+        names = record.get("networks")
+        count = len(names) if isinstance(names, list) else 0
+        valid = 2 <= count <= MOST_NETWORKS and all(isinstance(name, str) for name in names)
+        expect(valid, "measured.networks", f"a list of 2 to {MOST_NETWORKS} names", names)
+        points, spread = record.get("points"), record.get("spread")
+        expect(_numbers(spread) and min(spread) > 0, "measured.spread", "positive numbers", spread)
+        same = isinstance(points, list) and len(points) == count
+        same = same and all(_numbers(point) and len(point) == len(spread) for point in points)
+        expect(same, "measured.points", f"{count} descriptions of {len(spread)} numbers", points)
+        accuracy = record.get("accuracy")
+        shares = _numbers(accuracy) and len(accuracy) == count and 0 <= min(accuracy) <= max(accuracy) <= 1
+        expect(shares, "measured.accuracy", f"{count} shares", accuracy)
+        for name in ("chance", "length", "signal", "noise", "quantile"):
+            value = record.get(name)
+            expect(_numbers([value]) and value > 0, f"measured.{name}", "a positive number", value)
+        expect(isinstance(record.get("images"), str), "measured.images", "a text", record.get("images"))
+
+    def covariance(self) -> Tensor:
+        """Return that of the measured accuracies, (M, M)."""
+        between = torch.cdist(self.points, self.points, compute_mode="donot_use_mm_for_euclid_dist")
+        kernel = self.signal**2 * torch.exp(-between / self.length)
+        return kernel + self.noise**2 * torch.eye(len(kernel), dtype=kernel.dtype)
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        factor: Tensor = torch.linalg.cholesky(self.covariance())
+        return factor
+
+    def __call__(self, architecture: Architecture) -> Expectation:
+        """Say what to expect of a network that is not among the measured ones."""
+        return self.at(describe(architecture))
+
+    def at(self, description: Tensor) -> Expectation:
+        """Say what to expect of a network of that description, of which newer primitives don't count."""
+        x = description[: len(self.spread)].double() / self.spread
+        away = (self.points - x).norm(dim=1)
+        covariance = self.signal**2 * torch.exp(-away / self.length)
+        both = torch.cholesky_solve(torch.stack([self.lead, covariance], 1), self._factor)
+        mean = self.chance + float(covariance @ both[:, 0])
+        variance = self.signal**2 + self.noise**2 - float(covariance @ both[:, 1])
+        half = self.quantile * math.sqrt(max(variance, 0.0))
+        nearest = away.argsort()[:NEAREST].tolist()
+        return Expectation(
+            accuracy=_share(mean),
+            low=_share(mean - half),
+            high=_share(mean + half),
+            distance=float(away.min()),
+            nearest=tuple(self.names[index] for index in nearest),
+            images=self.images,
+        )
+
+
+def _share(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _numbers(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    )

@@ -1,0 +1,126 @@
+"""Measure networks with predicted weights, and fit what tells the accuracy of others from their graphs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.expectation import MeasuredNetworks, describe
+from torch_geninit.training import unseen
+from torch_geninit.training.architectures import Space, sample_unseen
+from torch_geninit.training.data import Split
+from torch_geninit.training.families import Spec
+from torch_geninit.training.run import Run
+
+LENGTHS = tuple(2.0**k for k in range(-1, 7))
+NOISES = tuple(4.0**k for k in range(-6, 1))
+"""Candidates for the length of the covariance, and for noise^2 / signal^2."""
+
+COVERED = 0.9
+
+
+def reference_specs(count: int) -> Iterator[Spec]:
+    """Yield ``count`` networks that are neither trained on nor among those the result is judged by."""
+    space = Space(10, torch.zeros(1, 3, 32, 32))
+    seen = set(unseen.unseen_specs(100))
+    number = 0
+    while count:
+        seed = f"reference/{number}"
+        drawn = space.within(lambda r: sample_unseen(r, unseen.WEIGHTS), seed, unseen.MOST_MACS).spec
+        number += 1
+        if drawn not in seen:
+            seen.add(drawn)
+            count -= 1
+            yield drawn
+
+
+def name_of(spec: Spec) -> str:
+    """Name a network for people: family, blocks, widths, norm."""
+    blocks, widths = ("-".join(map(str, sizes)) for sizes in (spec.blocks, spec.widths))
+    return f"{spec.family} {blocks}, widths {widths}, {spec.style.norm} norm"
+
+
+def measure_networks(
+    pretrained: WeightGenerator, train: Split, measured: Split, specs: Sequence[Spec], run: Run
+) -> list[dict[str, Any]]:
+    """Measure networks without a training step; finished ones are not measured again.
+
+    Each record has the network's name, description, and what :func:`unseen.measure` tells.
+    """
+    from tqdm.auto import tqdm
+
+    state = run.resume() or {"records": []}
+    records: list[dict[str, Any]] = state["records"]
+    example = train.normalise(train.images[:1])
+    for spec in tqdm(specs[len(records) :], initial=len(records), total=len(specs), unit="network"):
+        (found,) = unseen.survey_space(pretrained, train, measured, [spec])
+        with torch.device("meta"):
+            model = spec.build(len(train.classes), train.images.shape[-1])
+        point = describe(pretrained.trace(model, example.to("meta")))
+        records.append({"network": name_of(spec), "point": [round(x, 4) for x in point.tolist()], **found})
+        run.log(**records[-1])
+        run.save({"records": records})
+    return records
+
+
+def fit(records: Sequence[dict[str, Any]], classes: int, images: str) -> dict[str, Any]:
+    """Return the entry ``measured`` of a card: the process whose leave-one-out predictions are likeliest.
+
+    For each length and ratio of noise to signal the signal is the one that makes the squared
+    leave-one-out errors equal to their variances on average.
+    """
+    points = torch.tensor([record["point"] for record in records], dtype=torch.float64)
+    accuracy = torch.tensor([record["accuracy"] for record in records], dtype=torch.float64)
+    spread = points.std(0).clamp(min=0.02)  # a share that hardly varies must not count for much
+    record: dict[str, Any] = {
+        "networks": [one["network"] for one in records],
+        "points": points.tolist(),
+        "accuracy": [round(value, 4) for value in accuracy.tolist()],
+        "spread": [round(value, 4) for value in spread.tolist()],
+        "chance": 1 / classes,
+        "quantile": 1.0,
+        "images": images,
+    }
+    best = -math.inf
+    for length, ratio in product(LENGTHS, NOISES):
+        trial = record | {"length": length, "signal": 1.0, "noise": math.sqrt(ratio)}
+        errors, variances = leave_one_out(MeasuredNetworks(trial))
+        signal = float((errors**2 / variances).mean().sqrt())
+        variances = variances * signal**2
+        likelihood = -float((errors**2 / variances + variances.log()).sum())
+        if likelihood > best:
+            best = likelihood
+            quantile = (errors.abs() / variances.sqrt()).quantile(COVERED)
+            chosen = {"signal": signal, "noise": signal * math.sqrt(ratio), "quantile": float(quantile)}
+            record |= {"length": length, **{name: round(value, 6) for name, value in chosen.items()}}
+    return record
+
+
+def leave_one_out(networks: MeasuredNetworks) -> tuple[Tensor, Tensor]:
+    """Return error and predicted variance of every network, told by all others (ibid., section 5.4.2)."""
+    inverse = torch.linalg.inv(networks.covariance())
+    return (inverse @ networks.lead) / inverse.diagonal(), 1 / inverse.diagonal()
+
+
+def calibration(records: Sequence[dict[str, Any]], measured: MeasuredNetworks) -> dict[str, Any]:
+    """Hold expectations against networks that ``measured`` doesn't contain."""
+    told = [measured.at(torch.tensor(record["point"], dtype=torch.float64)) for record in records]
+    truth = [record["accuracy"] for record in records]
+    errors = [one.accuracy - value for one, value in zip(told, truth, strict=True)]
+    inside = [one.low <= value <= one.high for one, value in zip(told, truth, strict=True)]
+    both = torch.tensor([[one.accuracy for one in told], truth], dtype=torch.float64)
+    return {
+        "networks": len(records),
+        "mean_error": sum(errors) / len(errors),
+        "mean_absolute_error": sum(map(abs, errors)) / len(errors),
+        "standard_deviation_of_accuracy": float(both[1].std()),
+        "correlation": float(torch.corrcoef(both)[0, 1]),
+        "inside_interval": sum(inside) / len(inside),
+        "mean_width": sum(one.high - one.low for one in told) / len(told),
+    }
