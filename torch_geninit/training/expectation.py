@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.expectation import MeasuredNetworks, describe
 from torch_geninit.training import unseen
-from torch_geninit.training.architectures import Space, sample_unseen
-from torch_geninit.training.data import Split
+from torch_geninit.training.architectures import WEIGHTS, Space, sample_unseen
+from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import Spec
 from torch_geninit.training.run import Run
 
@@ -25,14 +29,19 @@ NOISES = tuple(4.0**k for k in range(-6, 1))
 COVERED = 0.9
 
 
-def reference_specs(count: int) -> Iterator[Spec]:
-    """Yield ``count`` networks that are neither trained on nor among those the result is judged by."""
+def reference_specs(
+    count: int, judged_by: int = 100, families: Mapping[str, float] = WEIGHTS
+) -> Iterator[Spec]:
+    """Yield ``count`` networks that are neither trained on nor among those the result is judged by.
+
+    These are the first ``judged_by`` networks of :func:`unseen.unseen_specs`.
+    """
     space = Space(10, torch.zeros(1, 3, 32, 32))
-    seen = set(unseen.unseen_specs(100))
+    seen = set(unseen.unseen_specs(judged_by, families))
     number = 0
     while count:
         seed = f"reference/{number}"
-        drawn = space.within(lambda r: sample_unseen(r, unseen.WEIGHTS), seed, unseen.MOST_MACS).spec
+        drawn = space.within(lambda r: sample_unseen(r, families), seed, unseen.MOST_MACS).spec
         number += 1
         if drawn not in seen:
             seen.add(drawn)
@@ -124,3 +133,39 @@ def calibration(records: Sequence[dict[str, Any]], measured: MeasuredNetworks) -
         "inside_interval": sum(inside) / len(inside),
         "mean_width": sum(one.high - one.low for one in told) / len(told),
     }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="prepared data file")
+    parser.add_argument("--pretrained", required=True, help="hypernetwork: a manifest name or a file")
+    parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
+    parser.add_argument("--networks", type=int, default=200, help="networks to learn from")
+    parser.add_argument("--judged-by", type=int, default=100, help="other networks to hold it against")
+    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="of both")
+    parser.add_argument("--images", type=int, default=5000, help="validation images to measure on")
+    parser.add_argument("--on", default="CIFAR-10", help="name of the images, for people")
+    parser.add_argument("--threads", type=int, help="torch threads")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure both sets of networks; write measured.json for the export, and calibration.json."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folder = Path(arguments.run)
+    generator = geninit.load(arguments.pretrained)
+    train = load(arguments.data, "train")
+    validation = load(arguments.data, "validation").spread(arguments.images)
+    families = {name: WEIGHTS[name] for name in arguments.families}
+    sets = {
+        "references": list(reference_specs(arguments.networks, arguments.judged_by, families)),
+        "judges": list(unseen.unseen_specs(arguments.judged_by, families)),
+    }
+    records = {
+        name: measure_networks(generator, train, validation, specs, Run(folder / name))
+        for name, specs in sets.items()
+    }
+    record = fit(records["references"], len(train.classes), arguments.on)
+    (folder / "measured.json").write_text(json.dumps(record) + "\n")
+    judged = calibration(records["judges"], MeasuredNetworks(record))
+    (folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
+    print(json.dumps(judged))

@@ -99,6 +99,7 @@ def from_run(
     licence: str = "MIT",
     threshold: float = 0.1,
     kernel_scale: float | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> WeightGenerator:
     """Return the generator of a training run's last checkpoint, its card completed.
 
@@ -108,6 +109,7 @@ def from_run(
         licence: of the weights.
         threshold: largest distance from the training networks at which a graph hypernetwork is trusted.
         kernel_scale: factor on the convolution kernels that BatchNorm follows, for a graph hypernetwork.
+        measured: what ``training expectation`` found, for a graph hypernetwork.
 
     Raises:
         ValueError: if the folder holds no checkpoint.
@@ -135,6 +137,8 @@ def from_run(
         card["trained"] = {**seen, "threshold": threshold}
         if kernel_scale is not None:
             card["kernel_scale"] = kernel_scale
+        if measured is not None:
+            card["measured"] = dict(measured)
         generator, weights = GraphHyperNetwork(card), state["average"]
     generator.load_state_dict(weights)
     return generator
@@ -227,6 +231,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, default=0.1, help="largest distance at which a GHN's prediction is trusted"
     )
     parser.add_argument("--kernel-scale", type=float, help="factor on kernels that BatchNorm follows")
+    parser.add_argument("--measured", type=Path, help="measured.json of training expectation")
     record = parser.add_argument_group("for the manifest")
     record.add_argument("--training-data", help="what it was trained on, in words")
     record.add_argument("--command-line", help="the command that trains it again")
@@ -242,6 +247,7 @@ def main(arguments: argparse.Namespace) -> None:
         licence=arguments.licence,
         threshold=arguments.threshold,
         kernel_scale=arguments.kernel_scale,
+        measured=json.loads(arguments.measured.read_text()) if arguments.measured else None,
     )
     dtype = getattr(torch, arguments.dtype)
     if arguments.output is not None:
