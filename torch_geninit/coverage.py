@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -52,14 +52,13 @@ def plan_layers(
     layers = _layers(slots)
     rules = _wishes(slots, include, exclude)
 
-    def decide(slot: Slot, entry: Entry) -> Entry:
+    def decide(slot: Slot) -> Decision:
         layer = layers.get(id(slot.owner))
         if layer is None or slot.attribute != "weight":
-            return replace(entry, route=Route.KEPT, reason="vae_ draws the weights of convolutions only")
-        entry = replace(entry, layer=layer, role="weight")
-        return _ask(pretrained, entry, None)
+            return Decision(Route.KEPT, "vae_ draws the weights of convolutions only")
+        return Decision(Route.GENERATED, role="weight", layer=layer)
 
-    entries = _entries(slots, rules, decide)
+    entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, None))
     if not layers:
         entries = _aloud(entries, rules)
     plan = Plan(
@@ -96,14 +95,13 @@ def plan_graph(
     classes = len(pretrained.card["classes"])
     heads = head_nodes(graph) if graph is not None else {}
 
-    def decide(slot: Slot, entry: Entry) -> Entry:
+    def decide(slot: Slot) -> Decision:
         if slot.name not in uses:
-            return replace(entry, route=Route.SKIPPED, reason=pretrained.unread)
+            return Decision(Route.SKIPPED, pretrained.unread)
         index, use = uses[slot.name]
-        entry = replace(entry, node=index, role=use.role)
         if index in heads:
             if head == "keep":
-                return replace(entry, route=Route.KEPT, reason="head, kept as asked")
+                return Decision(Route.KEPT, "head, kept as asked", use.role, index)
             if heads[index] != classes and head == "generate":
                 raise ValueError(
                     f"head='generate', but the head {slot.name!r} has another size than {source}:\n"
@@ -113,10 +111,10 @@ def plan_graph(
                 )
             if heads[index] != classes:
                 reason = f"head of other size: {heads[index]} outputs, {source} has {classes} classes"
-                return replace(entry, route=Route.KEPT, reason=reason)
-        return _ask(pretrained, entry, graph)
+                return Decision(Route.KEPT, reason, use.role, index)
+        return Decision(Route.GENERATED, role=use.role, node=index)
 
-    entries = _entries(slots, rules, decide)
+    entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, graph))
     if head == "auto" and not rules and all(entry.route is Route.KEPT for entry in entries):
         entries = _aloud(entries, rules)
     plan = Plan(
@@ -125,35 +123,56 @@ def plan_graph(
     return _judged(plan, untrusted)
 
 
+class Decision(NamedTuple):
+    """What happens to a parameter, and what is known of it; one to generate may still be refused."""
+
+    route: Route
+    reason: str = ""
+    role: str | None = None
+    node: int | None = None
+    layer: Layer | None = None
+
+
 def _entries(
-    slots: Sequence[Slot], rules: dict[str, str], decide: Callable[[Slot, Entry], Entry]
+    slots: Sequence[Slot],
+    rules: dict[str, str],
+    decide: Callable[[Slot], Decision],
+    refusal: Callable[[Entry], str | None],
 ) -> list[Entry]:
     entries: dict[str, Entry] = {}
     for slot in slots:
         p = slot.parameter
+        lazy = is_lazy(p)
+        if slot.first is not None or slot.name in rules:
+            decision = Decision(Route.KEPT, rules.get(slot.name, ""))
+        elif lazy:
+            raise ValueError(
+                f"parameter {slot.name!r} is lazy and has no shape yet. Run the model once on example "
+                "inputs first; nothing was changed"
+            )
+        elif slot.blocked:
+            decision = Decision(Route.SKIPPED, slot.blocked)
+        else:
+            decision = Decision(Route.KEPT) if slot.derived else decide(slot)
+        shape = () if lazy else tuple(p.shape)
         entry = Entry(
             name=slot.name,
             canonical=slot.canonical,
-            shape=() if is_lazy(p) else tuple(p.shape),
+            shape=shape,
             dtype=str(p.dtype).removeprefix("torch."),
-            route=Route.KEPT,
-            reason=rules.get(slot.name, ""),
+            route=decision.route,
+            reason=decision.reason,
+            role=decision.role,
+            node=decision.node,
+            layer=decision.layer,
             tied_to=slot.first,
-            fan_in=0 if is_lazy(p) or p.ndim < 2 or slot.derived else math.prod(p.shape[1:]),
+            fan_in=0 if len(shape) < 2 or slot.derived else math.prod(shape[1:]),
             part=slot.part,
         )
         if slot.first is not None:
             entry = _tied(entry, entries[slot.first])
-        elif slot.name not in rules:
-            if is_lazy(p):
-                raise ValueError(
-                    f"parameter {slot.name!r} is lazy and has no shape yet. Run the model once on example "
-                    "inputs first; nothing was changed"
-                )
-            if slot.blocked:
-                entry = replace(entry, route=Route.SKIPPED, reason=slot.blocked)
-            elif not slot.derived:
-                entry = decide(slot, entry)
+        elif entry.route is Route.GENERATED and (reason := refusal(entry)) is not None:
+            entry = replace(entry, route=Route.SKIPPED, reason=reason)
         entries[slot.name] = entry
     for slot in slots:
         if slot.derived and slot.norm is not None and slot.name not in rules:
@@ -174,13 +193,6 @@ def _tied(entry: Entry, first: Entry) -> Entry:
     if first.route is Route.GENERATED:
         return replace(entry, route=Route.TIED, reason=f"tied to {first.name}")
     return replace(entry, route=first.route, reason=f"tied to {first.name}: {first.reason}")
-
-
-def _ask(pretrained: WeightGenerator, entry: Entry, architecture: Architecture | None) -> Entry:
-    refusal = pretrained.refusal(entry, architecture)
-    if refusal is None:
-        return replace(entry, route=Route.GENERATED, reason="")
-    return replace(entry, route=Route.SKIPPED, reason=refusal)
 
 
 def _judged(plan: Plan, untrusted: Untrusted = "keep") -> Plan:
@@ -281,6 +293,8 @@ def _fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture
             )
         _compare(found, use, graph.nodes[index].op, model)
         read[name] = found
+    if all(name == slot.name and slot.norm is None for name, slot in read.items()):
+        return graph
     nodes = tuple(
         replace(
             node,
@@ -292,15 +306,17 @@ def _fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture
         )
         for node in graph.nodes
     )
-    return graph if nodes == graph.nodes else replace(graph, nodes=nodes)
+    return replace(graph, nodes=nodes)
 
 
 def _compare(slot: Slot, use: ParameterUse, op: str, model: str) -> None:
     shape = None if is_lazy(slot.parameter) else tuple(slot.parameter.shape)
     layer = type(slot.owner)
+    if shape == use.shape and (op not in TELLING or isinstance(slot.owner, TELLING[op])):
+        return
     torchs_own = layer.__module__.startswith("torch.nn.modules.")
     other = torchs_own and any(isinstance(slot.owner, kinds) for name, kinds in TELLING.items() if name != op)
-    if shape == tuple(use.shape) and not (op in TELLING and other):
+    if shape == use.shape and not other:
         return
     raise ValueError(
         f"the graph is not of this {model}: parameter {slot.name!r} differs:\n"

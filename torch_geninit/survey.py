@@ -96,17 +96,24 @@ def survey(module: nn.Module, prefix: str = "") -> list[Slot]:
         identity = memory(slot.parameter)
         if taken.setdefault(slot.key, identity) != identity:
             slot = replace(slot, canonical=f"{prefix}.{slot.name}" if prefix else slot.name)
-        slots.append(replace(slot, first=first.get(identity)))
-        first.setdefault(identity, slot.name)
+        earlier = first.setdefault(identity, slot.name)
+        slots.append(slot if earlier == slot.name else replace(slot, first=earlier))
     return slots
 
 
 def _parameters(module: nn.Module, prefix: str) -> Iterator[Slot]:
     modules = dict(module.named_modules(remove_duplicate=False))
     for path, owner in modules.items():
-        for attribute, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{path}.{attribute}" if path else attribute
-            slot = Slot(name, canonical(prefix + name), owner, attribute, parameter)
+        if not owner._parameters:
+            continue
+        start = f"{path}." if path else ""
+        stem = canonical(f"{prefix}{start}_")[:-1]
+        for attribute, parameter in owner._parameters.items():
+            if parameter is None:
+                continue
+            name = start + attribute
+            full = canonical(prefix + name) if attribute.startswith("original") else stem + attribute
+            slot = Slot(name, full, owner, attribute, parameter)
             if isinstance(owner, ParametrizationList) and _PARAMETRIZED.search(name):
                 outer, _, leaf = f".{path}".rpartition(".parametrizations.")
                 yield _parametrized(slot, owner, modules[outer[1:]], leaf)

@@ -100,6 +100,9 @@ class Tile:
 
     def _fill(self, out: Tensor, start: int) -> None:
         values = self.values if self.scale == 1.0 else self.values * self.scale
+        if values.shape == self.shape:
+            out.copy_(values[start : start + len(out)])
+            return
         modulation = self._modulation()
         rows = values.shape[0] // self.sections
         height = self.shape[0] // self.sections

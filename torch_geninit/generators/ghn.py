@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
@@ -123,14 +122,16 @@ class GraphHyperNetwork(WeightGenerator):
         for piece, members in groups.items():
             u = hidden[[row[uses[name][0]] for name in members]]
             decoded = self.decoder(piece, u)
-            gains = self.decoder.gain(u).exp() if piece.part in self.decoder.banks else None
-            for index, name in enumerate(members):
-                shape, values = uses[name][1].shape, decoded[index]
-                if piece.part in self.decoder.banks or piece.part == "head":
-                    fan_in = prod(shape[1:])
-                    values = values * (2 / fan_in) ** 0.5
-                if gains is not None and name not in normalised:
-                    values = values * gains[index]
+            shapes = [uses[name][1].shape for name in members]
+            broadcast = (-1, *[1] * (decoded.ndim - 1))
+            if piece.part in self.decoder.banks or piece.part == "head":
+                he = decoded.new_tensor([(2 / prod(shape[1:])) ** 0.5 for shape in shapes])
+                decoded = decoded * he.view(broadcast)
+            if piece.part in self.decoder.banks and not normalised.issuperset(members):
+                immaterial = torch.tensor([name in normalised for name in members], device=u.device)
+                gains = torch.where(immaterial, 1.0, self.decoder.gain(u).exp()[:, 0])
+                decoded = decoded * gains.view(broadcast)
+            for name, shape, values in zip(members, shapes, decoded.unbind(), strict=True):
                 tiles[name] = Tile(_fit(values, shape), shape, sections=piece.sections)
         return tiles
 
@@ -178,12 +179,13 @@ class GraphHyperNetwork(WeightGenerator):
         tiles = self(architecture, names, noise=draw if noisy else None)
         normalised = normalised_kernels(architecture)
         return {
-            name: replace(
-                tile,
-                values=tile.values.contiguous(),
-                scale=self.kernel_scale if name in normalised else 1.0,
-                amplitude=AMPLITUDE,
-                name=canonical[name],
+            name: Tile(
+                tile.values.contiguous(),
+                tile.shape,
+                self.kernel_scale if name in normalised else 1.0,
+                AMPLITUDE,
+                canonical[name],
+                tile.sections,
             )
             for name, tile in tiles.items()
         }
