@@ -215,7 +215,7 @@ def scripted(subject: Subject) -> None:
             if any("parametrizations" in n or n.endswith("_g") for n, _ in part.named_parameters()):
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore")  # it is deprecated, in a warning of another kind by version
                 try:
                     model._modules[name] = torch.jit.script(part)
                 except RuntimeError:  # not in TorchScript's subset of Python
@@ -334,16 +334,25 @@ def test_two_hundred_networks(variant: Callable[[Subject], None]) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("first", range(0, 10_000, 500))
 def test_ten_thousand_networks_with_every_verb(first: int) -> None:
+    assert sum(hold_all(seed) for seed in range(first, first + 500)) > 2000
+
+
+@pytest.mark.parametrize("seed", [1356])
+def test_networks_that_failed_once(seed: int) -> None:
+    assert hold_all(seed)
+
+
+def hold_all(seed: int) -> int:
+    """Hold every verb to its contract on one network, each with some generator and in some variant."""
+    source = random.Random(seed)
+    recipe = Recipe(source.randrange, widest=4096)
     written = 0
-    for seed in range(first, first + 500):
-        source = random.Random(seed)
-        recipe = Recipe(source.randrange, widest=4096)
-        for verb, generators in GENERATORS.items():
-            generator = source.choice([*generators.values(), SHIPPED[verb]])
-            variant = source.choice([*VARIANTS, scripted])
-            recipe.first = recipe.build()
-            written += hold(verb, generator, variant, recipe, seed)
-    assert written > 2000
+    for verb, generators in GENERATORS.items():
+        generator = source.choice([*generators.values(), SHIPPED[verb]])
+        variant = source.choice([*VARIANTS, scripted])
+        recipe.first = recipe.build()
+        written += hold(verb, generator, variant, recipe, seed)
+    return written
 
 
 def hold(

@@ -145,8 +145,12 @@ class Plan:
 
     @cached_property
     def generated(self) -> tuple[Entry, ...]:
-        """Entries that the generator fills."""
-        return self._with(Route.GENERATED)
+        """Entries that the generator fills, in the order of the graph, not of registration.
+
+        Generators decode many at once, and the last bits of a row of a product go by its position.
+        """
+        found = self._with(Route.GENERATED)
+        return tuple(sorted(found, key=lambda e: (-1, "") if e.node is None else (e.node, e.canonical)))
 
     @cached_property
     def skipped(self) -> tuple[Entry, ...]:
