@@ -15,6 +15,9 @@ from torch_geninit.graph.vocabulary import PRIMITIVES, VERSION
 
 Shape = tuple[int, ...]
 
+PER_DIMENSION = frozenset(("kernel_size", "stride", "padding", "dilation"))
+"""Attributes with a number for each spatial dimension; all others are one number."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterUse:
@@ -176,8 +179,14 @@ def _problem(node: Node) -> str | None:
         if not (type(use.name) is type(use.role) is str):
             return "a parameter whose name or role is no text"
     for key, value in node.attributes:
-        if not (type(key) is str and (_sizes(value) if isinstance(value, tuple) else _sizes((value,)))):
-            return f"the attribute {str(key)[:100]!r} of {str(value)[:100]}, expected a size or sizes"
+        if type(key) is not str:
+            return f"an attribute called {str(key)[:100]}"
+        many = key in PER_DIMENSION
+        if isinstance(value, tuple) != many or not _sizes(value if isinstance(value, tuple) else (value,)):
+            expected = "a size for each dimension" if many else "a size"
+            return f"the attribute {key[:100]!r} of {str(value)[:100]}, expected {expected}"
+    if any(a >= b for (a, _), (b, _) in pairwise(node.attributes)):
+        return "attributes that are not sorted, or not different"
     return None
 
 
