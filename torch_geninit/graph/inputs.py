@@ -43,6 +43,8 @@ def given(example_inputs: Any) -> Inputs:
 def describe(value: Any) -> str:
     """Name a value in a message: a tensor by shape and dtype."""
     if isinstance(value, Tensor):
+        if value.is_nested:
+            return "nested tensor"
         return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     return type(value).__name__
 

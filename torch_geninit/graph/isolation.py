@@ -38,7 +38,8 @@ def isolated() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and importing it takes a second
+        # Otherwise nothing is compiled, and importing the compiler takes a second.
+        if {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 

@@ -49,6 +49,11 @@ class Call(NamedTuple):
 
 Rule = Callable[["Recorder", Call], Value]
 
+NESTED = (
+    "a nested tensor has no shape that a graph could say; pad it to a dense one for the trace, and pass the "
+    "graph with graph="
+)
+
 _INDEXING = frozenset(("index", "index_put", "_unsafe_index", "_unsafe_index_put", "_index_put_impl"))
 
 
@@ -263,6 +268,8 @@ class Recorder(TorchDispatchMode):
         if operation.written:
             # A weight that is normalised in place stays that weight.
             outputs = [output for output in outputs if not self.is_parameter(output)]
+        if any(output.is_nested for output in outputs):
+            raise NotImplementedError(NESTED)
         if outputs:
             call = Call(operation, operands, arguments, outputs)
             self.assign(outputs, self.rules[operation.rule](self, call))
@@ -317,7 +324,14 @@ def _describe(func: Any) -> Operation:
         tuple(argument.name for argument in schema.arguments),
         tuple(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write),
         SHORTCUTS.get(schema.name.rpartition("::")[2]),
-        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"),
+        _is_composite(func),
     )
     _OPERATIONS[func] = operation
     return operation
+
+
+def _is_composite(func: Any) -> bool:
+    try:
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+    except RuntimeError:  # sym_size and the like are in no registry
+        return False

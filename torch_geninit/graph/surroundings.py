@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,9 @@ class Surroundings(TorchFunctionMode):
     ) -> Any:
         handler = _HANDLERS.get(func)
         if handler is None:
-            return func(*args, **kwargs) if kwargs else func(*args)
+            if getattr(func, "_name", None) != "flex_attention":
+                return func(*args, **kwargs) if kwargs else func(*args)
+            handler = _flex_attention
         return handler(self.recorder, func, args, dict(kwargs or {}))
 
 
@@ -105,6 +108,38 @@ def _attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dic
     return result
 
 
+def _flex_attention(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Note flex_attention's kernel; what its ``score_mod`` adds is a mask, which may be a parameter."""
+    query, key, value, score_mod, _, scale, *_ = args
+    extents = (*query.shape[:-1], key.shape[-2])
+    grid = [
+        torch.arange(n).view([-1 if axis == own else 1 for axis in range(4)]) for own, n in enumerate(extents)
+    ]
+    scores = torch.zeros(extents, device=query.device)
+    mask = score_mod(scores, *grid)
+    result = _unrecorded(
+        recorder,
+        torch.nn.functional.scaled_dot_product_attention,
+        (query, key, value),
+        {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]},
+    )
+    operands = [
+        (n, t, recorder.value(t))
+        for n, t in zip(("query", "key", "value", "attn_mask"), (query, key, value, mask), strict=True)
+    ]
+    operation = Operation("flex_attention", "attention", (), (), None, False)
+    recorder.assign([result], attention(recorder, Call(operation, operands, {}, [result])))
+    statistic = scores.new_zeros(extents[:-1])
+    return result, statistic, statistic
+
+
+def _requires_grad(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # On a CPU flex_attention refuses to run where a gradient might be asked for; none will be.
+    caller = sys._getframe(2)
+    refuses = caller.f_code.co_name == "_validate_device" and "flex_attention" in caller.f_code.co_filename
+    return False if refuses else func(*args, **kwargs)
+
+
 _RECURRENT = (
     torch.lstm,
     torch.gru,
@@ -118,6 +153,7 @@ _RECURRENT = (
 _HANDLERS: dict[Any, Handler] = {
     Tensor.device.__get__: _device,
     Tensor.is_meta.__get__: _is_meta,  # type: ignore[attr-defined]
+    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
     torch.nn.functional.scaled_dot_product_attention: _attention,
     **dict.fromkeys(_RECURRENT, _recurrent),
 }

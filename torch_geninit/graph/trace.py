@@ -14,7 +14,7 @@ from torch_geninit.graph.clone import clone_structure, copy_values, set_training
 from torch_geninit.graph.draft import Draft, assemble
 from torch_geninit.graph.inputs import Inputs, given, guesses
 from torch_geninit.graph.isolation import isolated
-from torch_geninit.graph.record import Recorder
+from torch_geninit.graph.record import NESTED, Recorder
 from torch_geninit.graph.rewrite import simplify
 from torch_geninit.graph.rules import RULES_OF_KIND
 from torch_geninit.graph.surroundings import Surroundings
@@ -77,6 +77,8 @@ def _record(model: nn.Module, names: dict[int, str], example_inputs: Any) -> tup
         raise TraceError(
             f"can't guess the inputs of {type(model).__name__}: it has no layer to judge by; {_PASS_INPUTS}"
         )
+    if any(tensor.is_nested for tensor in tensors_in([candidates[0].args, candidates[0].kwargs])):
+        raise TraceError(f"example_inputs: {NESTED}")
     inputs, drafts = _first(model, names, candidates, example_inputs is not None)
     missing = _unreached(drafts, names)
     if missing:
