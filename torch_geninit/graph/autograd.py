@@ -9,7 +9,6 @@ holds the originals' clean-up, :mod:`.autograd_vocabulary` their primitives. Not
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -23,6 +22,7 @@ from torch_geninit.graph.autograd_rules import Refused, read_ghn2, read_ghn3
 from torch_geninit.graph.autograd_shapes import ShapesOnly
 from torch_geninit.graph.autograd_vocabulary import PRIMITIVES, primitive
 from torch_geninit.graph.autograd_walk import heads, walk
+from torch_geninit.graph.isolation import isolated
 from torch_geninit.graph.vocabulary import VERSION
 
 
@@ -99,15 +99,7 @@ def _run(model: nn.Module, example_inputs: Any) -> tuple[dict[int, Leaf], list[T
 
 
 def _forward(clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: str) -> list[Tensor]:
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        ShapesOnly() if device == "meta" else nullcontext(),
-        torch.device(device),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
+    with isolated(), ShapesOnly() if device == "meta" else nullcontext(), torch.device(device):
         return [t for t in _tensors(clone(*args, **kwargs)) if t.grad_fn is not None]
 
 
