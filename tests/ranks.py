@@ -408,7 +408,7 @@ def run(rank: int, size: int, folder: str) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=size,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=300),  # a busy machine may keep one rank waiting
     )
     world = World(rank, size, {kind: tiny_generator(kind) for kind in ("vae", "ghn", "noise-ghn")})
     failures: dict[str, str] = {}

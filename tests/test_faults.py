@@ -89,7 +89,7 @@ class At:
 
     def __init__(self, n: int, fault: Callable[[], None], *, package_only: bool = False) -> None:
         self.n, self.fault, self.package_only = n, fault, package_only
-        self.count, self.where = 0, ""
+        self.count, self.where, self.last_write = 0, "", 0
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
         code = frame.f_code
@@ -101,6 +101,8 @@ class At:
         elif event not in ("call", "c_return"):
             return
         self.count += 1
+        if code.co_name == "write_to":
+            self.last_write = self.count
         if self.count == self.n:
             self.where = f"{code.co_filename}:{frame.f_lineno} {code.co_name}"
             self.fault()
@@ -139,7 +141,8 @@ class TestInterrupts:
             expected = values(verb(fresh()))
             with profiled(At(0, interrupt)) as counted:
                 verb(fresh())
-            results = [self.one(verb, n, expected) for n in places(counted.count, count)]
+            chosen = [*places(counted.count, count), counted.last_write]
+            results = [self.one(verb, n, expected) for n in chosen]
         finally:
             torch.set_num_threads(1)
         assert {"old", "new"} <= set(results), "the test would prove nothing"
