@@ -208,7 +208,11 @@ def account(plan: Plan, row: Row) -> None:
     row.total, row.all_matrices = len(plan.entries), len(matrices)
     row.generated = sum(entry.route in filled for entry in plan.entries)
     row.matrices = sum(entry.route in filled for entry in matrices)
-    row.kept = Counter(entry.reason for entry in plan.entries if entry.route not in filled)
+    # One tied to another is kept for the other's reason.
+    reasons = {entry.name: entry.reason for entry in plan.entries}
+    row.kept = Counter(
+        reasons[entry.tied_to or entry.name] for entry in plan.entries if entry.route not in filled
+    )
 
 
 def sample(parameter: Tensor) -> Tensor:
