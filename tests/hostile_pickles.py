@@ -93,6 +93,25 @@ def running(marker: Path) -> dict[str, bytes]:
     return believed | {"in a storage": pickle.dumps(Described(Storage(nested.getvalue()), (1,), (1,)))}
 
 
+def odd_arguments() -> dict[str, bytes]:
+    """Known names and what they are called with."""
+    ordered, load = name("collections", "OrderedDict"), name("torch.storage", "_load_from_bytes")
+    tensor, parameter = (name("torch._utils", f"_rebuild_{kind}") for kind in ("tensor_v2", "parameter"))
+    return {
+        "a list of arguments": ordered + b"]",
+        "a number for pairs": ordered + b"K\x01\x85",
+        "text for pairs": ordered + text("ab") + b"\x85",
+        "text for a pair": ordered + text("ab") + b"\x85\x85",
+        "three for a pair": ordered + b"K\x01K\x02K\x03\x87\x85\x85",
+        "no arguments for a tensor": tensor + b")",
+        "a tuple for a storage": tensor + b"())))t",
+        "no arguments for a parameter": parameter + b")",
+        "a parameter of a number": parameter + b"K\x01\x85",
+        "no arguments for a storage": load + b")",
+        "text for a storage": load + text("x") + b"\x85",
+    }
+
+
 def other_operations() -> dict[str, bytes]:
     """Operations and names that no checkpoint needs, each of which would be a way to code."""
     ordered = name("collections", "OrderedDict")
@@ -123,6 +142,12 @@ def other_operations() -> dict[str, bytes]:
         "empty stack": HEAD + b".",
         "number instead of a dict": HEAD + b"K\x01.",
         "itself as an item": HEAD + b"]\x94h\x00a.",
+        "items for a name": HEAD + ordered + b"K\x01a.",
+        "state for a list": HEAD + b"]}b.",
+        "state for nothing": HEAD + b"b.",
+        "name as a value": HEAD + b"}" + text("embed.weight") + ordered + b"s.",
+        "name as a key": HEAD + b"}" + ordered + b"K\x01s.",
+        **{f"call with {key}": HEAD + value + b"R." for key, value in odd_arguments().items()},
     }
 
 
@@ -161,8 +186,20 @@ def false_sizes() -> dict[str, bytes]:
     }
 
 
+def long_pieces() -> dict[str, bytes]:
+    """Pieces of the file that would take several times their length in memory, or be copied."""
+    wide = "\U0001f600".encode() + bytes(16 << 20)
+    large = b"\x8e" + struct.pack("<Q", 16 << 20) + bytes(16 << 20)
+    return {
+        "text": HEAD + b"\x8d" + struct.pack("<Q", len(wide)) + wide + b".",
+        "line": HEAD + b"c" + wide + b"\nx\n.",
+        "bytes for a pair": HEAD + name("collections", "OrderedDict") + large + b"\x85\x85R.",
+        "bytes for pairs": HEAD + name("collections", "OrderedDict") + large + b"\x85R.",
+    }
+
+
 def costly() -> dict[str, bytes]:
-    """Pickles of some hundred kilobytes that would take gigabytes or hours, by what is too many."""
+    """Pickles of some megabytes at most that would take gigabytes or hours, by what is too many."""
     load, good = name("torch.storage", "_load_from_bytes"), legacy_storage(1, b"\0\0\0\0")
     stored = b"B" + struct.pack("<I", len(good)) + good
     pairs = b"".join(b"J" + struct.pack("<i", i) + b"K\x01\x86" for i in range(4000))
@@ -170,6 +207,8 @@ def costly() -> dict[str, bytes]:
     return {
         "marks": HEAD + b"(" * 600_000 + b".",
         "memos": HEAD + b"}" + b"\x94" * 600_000 + b".",
+        "texts": HEAD + (b"X" + struct.pack("<I", 4004) + "\U0001f600".encode() + b"x" * 4000) * 5000 + b".",
+        "numbers": HEAD + (b"\x8a\xff" + b"\x7f" * 255) * 90_000 + b".",
         "nesting": HEAD + b")" + b"\x85" * 600_000 + b".",
         "readings of one storage": HEAD + load + b"\x94" + stored + b"\x94(" + call * 20_000 + b"t.",
         "copies of one list": HEAD

@@ -162,6 +162,11 @@ def test_command_names_the_family(name: str, tmp_path: Path, capsys: pytest.Capt
         (".", "is a folder"),
         ("some/repo:ghn.pt", "lacks a revision"),
         ("some/repo:../ghn.pt@main", "neither a file nor"),
+        ("../repo:ghn.pt@main", "neither a file nor"),
+        ("some/..:ghn.pt@main", "neither a file nor"),
+        ("some/repo:ghn.pt@../../main", "neither a file nor"),
+        ("some/repo:a\\..\\ghn.pt@main", "neither a file nor"),
+        ("some/repo:/ghn.pt@main", "neither a file nor"),
         ("in.pt@main", "neither a file nor"),
     ],
 )
@@ -211,6 +216,22 @@ def test_target_is_replaced_as_a_whole_and_readable_as_other_files_are(checkpoin
     assert sorted(path.name for path in target.parent.iterdir()) == ["in.pt", "out.safetensors"]
 
 
+def test_target_that_is_a_link_is_replaced_and_not_followed(checkpoint: Path) -> None:
+    target, other = checkpoint.with_name("out.safetensors"), checkpoint.with_name("other")
+    other.write_text("another file")
+    target.symlink_to(other)
+    convert(checkpoint, target)
+    assert other.read_text() == "another file"
+    assert not target.is_symlink()
+
+
+def test_target_that_is_a_link_to_the_source_is_refused(checkpoint: Path) -> None:
+    target = checkpoint.with_name("out.safetensors")
+    target.symlink_to(checkpoint)
+    with pytest.raises(ConversionError, match="it is the source"):
+        convert(checkpoint, target)
+
+
 def test_failed_write_leaves_the_old_target_and_nothing_else(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +277,16 @@ def refused(content: dict[str, object], tmp_path: Path, said: str) -> None:
 )
 def test_other_tensors_are_refused(changes: dict[str, object], said: str, tmp_path: Path) -> None:
     refused({**original("GHN-2"), **changes}, tmp_path, said)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), "yes", None, 1])
+@pytest.mark.parametrize("form", PICKLES)
+def test_config_that_is_neither_true_nor_false_is_refused(form: str, value: object, tmp_path: Path) -> None:
+    PICKLES[form](
+        {"state_dict": original("GHN-2"), "config": {"weight_norm": value}}, tmp_path / "checkpoint"
+    )
+    with pytest.raises(ConversionError, match="neither true nor false of weight_norm"):
+        convert(tmp_path / "checkpoint", tmp_path / "ghn.safetensors")
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import bz2
 import gzip
+import io
 import lzma
 import pickle
 import struct
@@ -26,6 +27,7 @@ from hostile_pickles import (
     deep,
     false_sizes,
     legacy_storage,
+    long_pieces,
     other_operations,
     running,
 )
@@ -101,6 +103,11 @@ def test_sizes_are_not_believed(what: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", costly())
 def test_operations_are_counted(what: str, tmp_path: Path) -> None:
     refused(costly()[what], tmp_path, r"more than \d+ operations")
+
+
+@pytest.mark.parametrize("what", long_pieces())
+def test_long_pieces_are_no_text_and_no_containers(what: str, tmp_path: Path) -> None:
+    refused(long_pieces()[what], tmp_path)
 
 
 @pytest.mark.parametrize("what", deep())
@@ -215,6 +222,60 @@ def test_archive_with_two_pickles_is_refused(name: str, tmp_path: Path) -> None:
     refused(None, tmp_path, "two entries of one name")
 
 
+def test_archive_with_another_pickle_in_another_folder_is_refused(tmp_path: Path) -> None:
+    """torch takes the folder of the first entry, and doesn't mind the case."""
+    rewritten(tmp_path, lambda name, content: content)
+    inspected = (tmp_path / "checkpoint").read_bytes()
+    with zipfile.ZipFile(tmp_path / "checkpoint", "w") as archive:
+        archive.writestr("a/DATA.PKL", running(tmp_path / "ran")["reduce"])
+        with zipfile.ZipFile(io.BytesIO(inspected)) as source:
+            for entry in source.infolist():
+                archive.writestr(entry, source.read(entry))
+    refused(None, tmp_path, "more than one folder")
+
+
+def archive_of(pickle: bytes, **options: Any) -> tuple[bytes, bytes, bytes]:
+    """Make an archive of a pickle, in three parts: entries, directory, end."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", **options) as archive:
+        archive.writestr("archive/data.pkl", pickle)
+        archive.writestr("archive/version", "3\n")
+    data = buffer.getvalue()
+    start = struct.unpack("<L", data[-6:-2])[0]
+    return data[:start], data[start:-22], data[-22:]
+
+
+def test_archive_with_a_directory_for_python_and_another_for_torch_is_refused(tmp_path: Path) -> None:
+    """The first would be inspected, and the second unpack to a thousand times the file's size."""
+    large = HEAD + b"B" + struct.pack("<I", 128 << 20) + bytes(128 << 20) + b"."
+    bomb, by_torch, end = archive_of(large, compression=zipfile.ZIP_DEFLATED)
+    harmless, by_python, _ = archive_of(HEAD + b"}.")
+    assert len(by_python) == len(by_torch)
+    # Python adds to offsets how far the directory lies behind where it should
+    moved, position = bytearray(by_python), 0
+    shift = len(bomb) + len(by_torch) - (len(by_torch) + len(harmless))
+    while position < len(moved):
+        (offset,) = struct.unpack_from("<L", moved, position + 42)
+        struct.pack_into("<L", moved, position + 42, offset + shift)
+        position += 46 + struct.unpack_from("<H", moved, position + 28)[0]
+    (tmp_path / "checkpoint").write_bytes(bomb + by_torch + harmless + moved + end)
+    with zipfile.ZipFile(tmp_path / "checkpoint") as archive:
+        assert archive.read("archive/data.pkl") == HEAD + b"}."
+    refused(None, tmp_path, "two directories")
+
+
+@pytest.mark.parametrize("behind", [b"x", b"PK\5\6" + bytes(18)])
+def test_archive_with_something_behind_it_is_refused(behind: bytes, tmp_path: Path) -> None:
+    refused(b"".join(archive_of(HEAD + b"}.")) + behind, tmp_path, "a zip archive with")
+
+
+def test_archive_of_many_entries_is_refused(tmp_path: Path) -> None:
+    entries, directory, end = archive_of(HEAD + b"}.")
+    directory *= 20_000
+    end = end[:12] + struct.pack("<L", len(directory)) + end[16:]
+    refused(entries + directory + end, tmp_path, "a zip archive whose directory has more than")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -263,7 +324,7 @@ def test_file_damaged_anywhere_in_its_description_is_refused_or_read(
         (b"<!doctype html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\nsize 1\n", "git lfs pull"),
         (b'\x04"M\x18' + bytes(20), "lz4"),
-        (b"PK\x03\x04", "not a zip file"),
+        (b"PK\x03\x04", "a zip archive without an end"),
         (struct.pack("<Q", 1 << 60) + b"{", "header"),
         (struct.pack("<Q", 100_000) + b'{"a":' + b"[" * 99_995, "damaged data"),
         (bytes(1000), "nothing that torch.save, joblib or safetensors writes"),

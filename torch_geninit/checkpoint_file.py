@@ -6,6 +6,7 @@ import bz2
 import lzma
 import mmap
 import os
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -26,6 +27,7 @@ EXPANSION = 8
 """Times its size to which a compressed file may unpack. Weights shrink by a tenth; only a bomb needs more."""
 _PIECE = 1 << 20
 _LZMA_MEMORY = 128 << 20
+_DIRECTORY = 1 << 20  # some ten thousand tensors
 _COMPRESSED = (
     *((bytes((0x78, level)), "zlib") for level in (0x01, 0x5E, 0x9C, 0xDA)),
     (b"\x1f\x8b", "gzip"),
@@ -151,7 +153,22 @@ def _pieces(file: BinaryIO, kind: str) -> Iterator[bytes]:
 
 
 def _read_zip(path: Path, size: int) -> Any:
-    """Inspect a torch archive, then load it; compressed or overlapping entries could unpack to any size."""
+    """Inspect a torch archive, then load it."""
+    try:
+        _inspect_zip(path, size)
+    except RefusedPickle:
+        raise
+    except (OSError, ValueError, RuntimeError, EOFError, struct.error) as error:  # zipfile's, of damaged data
+        raise RefusedPickle(f"a damaged zip archive ({shown(error)})") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251
+    except Exception as error:  # torch's own restricted reader raises what it likes
+        raise RefusedPickle(f"something that torch refuses ({str(error)[:200]!a})") from error
+
+
+def _inspect_zip(path: Path, size: int) -> None:
+    """Refuse all but what torch.save writes; compressed or overlapping entries could unpack to any size."""
+    _check_directory(path, size)
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         # torch looks names up in its own way, and must find what was inspected
@@ -163,6 +180,7 @@ def _read_zip(path: Path, size: int) -> Any:
         names = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         expect(len(names) == 1, "a zip archive that torch.save did not write")
         folder = names[0].removesuffix("data.pkl")
+        expect(all(name.startswith(folder) for name in entries), "a zip archive of more than one folder")
 
         def persistent(identity: Any) -> Storage:
             key, storage = storage_of(identity)
@@ -174,10 +192,31 @@ def _read_zip(path: Path, size: int) -> Any:
         # the whole entry at once: it is stored, hence no larger than the file
         pickle = archive.read(names[0])
     parse(Bytes(pickle), Budget(), persistent=persistent)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251
-    except Exception as error:  # torch's own restricted reader raises what it likes
-        raise RefusedPickle(f"something that torch refuses ({str(error)[:200]!a})") from error
+
+
+def _check_directory(path: Path, size: int) -> None:
+    """Expect a directory of a checkpoint's length right before the archive's end, where Python looks for it.
+
+    torch goes by the offset that the archive states, so one file could have a directory for each of them.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, size - 98))
+        tail = file.read().rjust(98, b"\0")
+    expect(
+        tail[76:80] == b"PK\5\6" and tail[96:] == b"\0\0", "a zip archive without an end, or more behind it"
+    )
+    length, start = struct.unpack("<LL", tail[88:96])
+    end = size - 22
+    if tail[56:60] == b"PK\6\7":
+        # offsets of 64 bits, in a record of their own
+        end = size - 98
+        expect(
+            tail[:4] == b"PK\6\6" and struct.unpack("<Q", tail[64:72])[0] == end,
+            "a zip archive with two ends",
+        )
+        length, start = struct.unpack("<QQ", tail[40:56])
+    expect(start + length == end, "a zip archive with two directories")
+    expect(length <= _DIRECTORY, f"a zip archive whose directory has more than {_DIRECTORY} bytes")
 
 
 # --- safetensors --------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def _local(source: str) -> tuple[Path, str]:
     if path.is_file():
         return path, path.name
     match = _ON_HUB.fullmatch(source)
-    if match is None or {".", "..", ""} & set(match["file"].split("/")):
+    if match is None or {".", "..", ""} & set(re.split(r"[/\\:@]", source)):
         kind = "a folder" if path.is_dir() else "neither a file nor repo_id:filename@revision"
         raise ConversionError(
             f"{source!r} is {kind}. Expected the path of a checkpoint, or as "
@@ -197,7 +197,12 @@ def _card(
     classes = sizes.pop("classes")
     # GHN-1 has none of the three, and of these two alone the tensors tell
     likely = sizes["family"] == 3 or sizes["virtual_edges"] or sizes["layer_norm"]
-    sizes["weight_norm"] = bool(config.get("weight_norm", likely))
+    sizes["weight_norm"] = config.get("weight_norm", likely)
+    if type(sizes["weight_norm"]) is not bool:
+        raise ConversionError(
+            "the checkpoint's config says neither true nor false of weight_norm. Expected the arguments with "
+            "which the GHN was built"
+        )
     small = classes == 10
     card = {
         "kind": PublishedGHN.kind,

@@ -26,7 +26,8 @@ from torch_geninit.restricted_tensors import (
 
 MAX_OPERATIONS = 300_000
 """In a file, pickles within pickles included. A checkpoint has some ten thousand, with its optimizer five
-times as many. Each makes at most one small object, so this many take less than 50 MB."""
+times as many. Each makes at most one small object, and 64 bytes that are copied count as one more, so this
+many take less than 100 MB."""
 MAGIC = 0x1950A86A20F9469CFC6C
 """First object of a file that torch.save wrote before zip archives, and of a storage within a pickle."""
 
@@ -37,11 +38,20 @@ _NESTED = Symbol("torch.storage", "_load_from_bytes")
 _KNOWN = {_ORDERED, _TENSOR, _PARAMETER, _NESTED, *(Symbol("torch", name) for name in STORAGES)}
 
 
-class Bytes:
-    """A stream over a buffer that returns no more than there is, and long pieces without a copy."""
+class Piece:
+    """Bytes too many for a name or a number. Nothing but a storage is made of them, and without a copy."""
 
-    long = 1 << 16
-    longest_line = 1 << 12
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+class Bytes:
+    """A stream over a buffer that returns no more than there is, and long pieces as views of it."""
+
+    long = 1 << 12
 
     def __init__(self, data: Any) -> None:
         self.data, self.position = memoryview(data), 0
@@ -49,13 +59,13 @@ class Bytes:
     def tell(self) -> int:
         return self.position
 
-    def read(self, size: int) -> bytes | memoryview:
+    def read(self, size: int) -> bytes | Piece:
         piece = self.data[self.position : self.position + size]
         self.position += len(piece)
-        return piece if size > self.long else bytes(piece)
+        return Piece(piece) if size > self.long else bytes(piece)
 
     def readline(self) -> bytes:
-        piece = bytes(self.data[self.position : self.position + self.longest_line])
+        piece = bytes(self.data[self.position : self.position + self.long])
         line = piece[: piece.find(b"\n") + 1] or piece
         self.position += len(line)
         return line
@@ -67,12 +77,18 @@ class Budget:
     def __init__(self) -> None:
         self.left = MAX_OPERATIONS
 
-    def spend(self) -> None:
-        self.left -= 1
+    def spend(self, copied: int = 0) -> None:
+        self.left -= 1 + copied // 64
         expect(self.left >= 0, f"more than {MAX_OPERATIONS} operations")
 
 
 Persistent = Callable[[Any], Any]
+
+
+def _size(argument: Any) -> int:
+    if isinstance(argument, str | bytes):
+        return len(argument)
+    return argument.bit_length() // 8 if isinstance(argument, int) else 0
 
 
 def parse(
@@ -92,7 +108,7 @@ def parse(
     machine = _Machine(budget, persistent, nested)
     try:
         for opcode, argument, _ in pickletools.genops(cast("Any", stream)):
-            budget.spend()
+            budget.spend(_size(argument))
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)
@@ -262,6 +278,7 @@ class _Machine:
             for pair in arguments[0] if arguments else ():
                 # one list may be given to many calls
                 self.budget.spend()
+                expect(type(pair) in (tuple, list) and len(pair) == 2, "items that are no pairs")
                 self._set(list(pair))
             return self.pop()
         if symbol == _TENSOR:
@@ -270,8 +287,10 @@ class _Machine:
             expect(type(arguments[0]) is Described, "a parameter that is no tensor")
             return arguments[0]
         if symbol == _NESTED and self.nested:
-            expect(isinstance(arguments[0], bytes | memoryview), "a storage that is no bytes")
-            storage = parse_legacy(memoryview(arguments[0]), self.budget)
+            found = arguments[0]
+            expect(isinstance(found, bytes | Piece), "a storage that is no bytes")
+            data = found.data if isinstance(found, Piece) else memoryview(found)
+            storage = parse_legacy(data, self.budget)
             expect(type(storage) is Storage, "a nested pickle that is no storage")
             return storage
         raise RefusedPickle(f"a call of {symbol.module}.{symbol.name}")
