@@ -22,10 +22,7 @@ VALIDATION_SIZE = 5_000
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, H, W) uint8 with the normalisation that belongs to them, and labels.
-
-    Labels are (N,) int64, or (N, classes) probabilities (:mod:`torch_geninit.training.distil`).
-    """
+    """Images (N, 3, H, W) uint8 with labels (N,) int64, and the normalisation that belongs to them."""
 
     images: Tensor
     labels: Tensor

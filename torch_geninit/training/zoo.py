@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from safetensors.torch import save_file
 
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import load
-from torch_geninit.training.distil import soften, teachers_from
 from torch_geninit.training.networks import he_, resnet20
 from torch_geninit.training.run import Run
 
@@ -34,21 +32,17 @@ def train_zoo(
     *,
     seeds: range,
     recipe: Recipe = RECIPE,
-    teachers: Sequence[str | Path] = (),
     compile: bool = False,
 ) -> None:
     """Train one He-initialised ResNet-20 for each seed and keep its final weights.
 
     Writes ``<folder>/<seed>.safetensors`` and one line a network into ``metrics.jsonl``; a seed whose file
     exists is skipped, one interrupted resumes, so several processes may share the folder, each with its own
-    seeds. ``teachers`` are files of trained networks whose mean view of the images softens the labels: fewer
-    epochs then do. ``compile`` runs the training steps through ``torch.compile``: an eighth faster on a CPU,
-    at the price of a C++ compiler and a minute at the start.
+    seeds. ``compile`` runs the training steps through ``torch.compile``: an eighth faster on a CPU, at the
+    price of a C++ compiler and a minute at the start.
     """
     folder = Path(folder)
     train, validation, test = (load(data, name) for name in ("train", "validation", "test"))
-    if teachers:
-        train = soften(train, teachers_from(teachers, len(train.classes)))
     for seed in seeds:
         target = folder / f"{seed}.safetensors"
         if target.exists():
@@ -89,7 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=",".join(f"{phase.resolution}x{phase.epochs}" for phase in RECIPE.phases),
         help="RESOLUTIONxEPOCHS, comma separated",
     )
-    parser.add_argument("--teachers", nargs="+", default=(), help="trained networks that soften the labels")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="run the training steps through torch.compile")
     parser.add_argument("--threads", type=int, help="torch threads")
@@ -108,6 +101,5 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.zoo,
         seeds=range(first, first + arguments.networks),
         recipe=recipe,
-        teachers=arguments.teachers,
         compile=arguments.compile,
     )
