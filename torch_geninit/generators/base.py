@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from torch_geninit.generators.expectation import Expectation
     from torch_geninit.graph.architecture import Architecture, Shape
     from torch_geninit.plan import Entry, Plan
 
@@ -205,6 +206,10 @@ class WeightGenerator(nn.Module):
     def verdict(self, plan: Plan) -> Verdict:
         """Judge the network of ``plan``, whose entries to generate are marked."""
         raise NotImplementedError
+
+    def expectation(self, architecture: Architecture) -> Expectation | None:
+        """Say what accuracy to expect before training; None if no networks were measured."""
+        return None
 
     def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
         """Return a tile for every entry of ``plan`` that is to be generated."""

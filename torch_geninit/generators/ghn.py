@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch_geninit.generators.base import Tile, Verdict, WeightGenerator, noise_
 from torch_geninit.generators.card import expect
 from torch_geninit.generators.decoder import Decoder, Piece
 from torch_geninit.generators.encoder import Encoder
+from torch_geninit.generators.expectation import Expectation, MeasuredNetworks
 from torch_geninit.generators.features import NodeFeatures, node_features
 from torch_geninit.generators.trust import judge
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
@@ -48,7 +50,8 @@ class GraphHyperNetwork(WeightGenerator):
     Card entries read here: ``sizes`` (primitives, width, rounds and those of the decoder), ``classes``,
     ``trained`` (kinds of parameters, local patterns and ranges seen in training), ``kernel_scale``: factor on
     convolutions that only BatchNorm reads. It leaves the function as it is and divides their effective
-    learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction.
+    learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction. ``measured``,
+    optional: networks whose accuracy is known (:class:`MeasuredNetworks`).
     """
 
     kind = "ghn"
@@ -85,6 +88,8 @@ class GraphHyperNetwork(WeightGenerator):
         expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
         scale = card.get("kernel_scale", 1.0)
         expect(_is_number(scale) and scale > 0, "kernel_scale", "a positive number", scale)
+        if "measured" in card:
+            MeasuredNetworks.check(card["measured"])
 
     @property
     def classes(self) -> int:
@@ -160,6 +165,13 @@ class GraphHyperNetwork(WeightGenerator):
 
     def verdict(self, plan: Plan) -> Verdict:
         return judge(plan, self.card["trained"])
+
+    @cached_property
+    def _measured(self) -> MeasuredNetworks | None:
+        return MeasuredNetworks(self.card["measured"]) if "measured" in self.card else None
+
+    def expectation(self, architecture: Architecture) -> Expectation | None:
+        return self._measured(architecture) if self._measured else None
 
     @torch.no_grad()
     def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
