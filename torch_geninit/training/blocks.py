@@ -40,7 +40,8 @@ class Style:
         if self.norm == "batch":
             return nn.BatchNorm2d(channels)
         if self.norm == "group":
-            return nn.GroupNorm(math.gcd(channels, 8), channels)
+            # Two channels a group at least: at one position a single one is always normalised to 0.
+            return nn.GroupNorm(math.gcd(channels, min(8, channels // 2)), channels)
         return ChannelNorm(channels) if self.norm == "layer" else nn.Identity()
 
     def activate(self) -> nn.Module:
