@@ -60,8 +60,9 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"trace expects a torch.nn.Module, got {type(model).__name__}")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names: dict[int, str] = {}
     for name, parameter in model.named_parameters():
+        names[id(parameter)] = name
         if is_lazy(parameter):
             raise TraceError(
                 f"parameter {name!r} has no shape yet (a lazy module): call the model once, then trace it"
@@ -109,11 +110,15 @@ def _first(
 ) -> tuple[Inputs, list[Draft]]:
     """Run on the first inputs that work: without data, and if it asks for data, on a copy with data."""
     failures: list[Exception] = []
-    tensors = [*model.parameters(), *model.buffers()]
-    # To gather the values would be communication, and other ranks may not be tracing.
-    sharded = any(hasattr(tensor, "full_tensor") for tensor in tensors)
-    with_data = not sharded and all(parameter.device.type != "meta" for parameter in model.parameters())
-    for meta in (True, False) if with_data else (True,):
+    sharded = False
+    for meta in (True, False):
+        if not meta:
+            # To gather the values would be communication, and other ranks may not be tracing.
+            sharded = any(
+                hasattr(tensor, "full_tensor") for tensor in (*model.parameters(), *model.buffers())
+            )
+            if sharded or any(parameter.device.type == "meta" for parameter in model.parameters()):
+                break
         for inputs in candidates:
             try:
                 return inputs, _run(model, names, inputs, meta=meta, training=training)
@@ -122,7 +127,7 @@ def _first(
                 if _out_of_memory(error):  # other inputs would give another graph, and so other weights
                     raise
                 failures.append(error)
-    cause = failures[len(candidates) if with_data else 0]
+    cause = failures[len(candidates) if len(failures) > len(candidates) else 0]
     raise TraceError(
         f"{type(model).__name__} could not be run on "
         + "; or ".join(dict.fromkeys(inputs.text for inputs in candidates))
@@ -146,7 +151,8 @@ def _run(
     recorder = Recorder(meta=meta, shapes=shapes, rules=RULES_OF_KIND)
     for identity, name in names.items():
         recorder.own(tensors[identity], name)
-    set_training(clone, training)
+    if training:
+        set_training(clone, True)
     args, kwargs = copy_values((inputs.args, dict(inputs.kwargs)), stand_in)
     for tensor in tensors_in([*args, *kwargs.values()]):
         recorder.enter(tensor)
