@@ -116,9 +116,9 @@ def test_primitives_newer_than_the_record_do_not_count(record: dict[str, Any]) -
 
 
 def test_references_are_never_the_networks_it_is_judged_by() -> None:
-    references = set(reference_specs(5))
+    references = set(reference_specs(5, judged_by=8))
     assert len(references) == 5 and all(spec.held_out() for spec in references)
-    assert not references & set(unseen_specs(100))
+    assert not references & set(unseen_specs(8))
 
 
 @pytest.mark.parametrize(
@@ -162,3 +162,14 @@ def test_a_generator_that_was_not_measured_says_so(tiny: Callable[[str], WeightG
 def test_nothing_to_generate_is_nothing_to_expect(knowing: WeightGenerator) -> None:
     with pytest.raises(ValueError, match="Flatten has no parameter to generate"):
         geninit.expect(nn.Flatten(), pretrained=knowing)
+
+
+def test_too_little_to_expect_is_not_trusted(knowing: WeightGenerator) -> None:
+    assert (made := geninit.plan(resnet20(), pretrained=knowing)).generated
+    assert made.verdict is not None and "trusted from 20 %" in made.verdict.reason
+    demanding = type(knowing)(knowing.card | {"measured": knowing.card["measured"] | {"least": 0.99}})
+    model = resnet20()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(geninit.GenInitWarning, match=r"expected accuracy .* trusted from 99 %"):
+        geninit.ghn_(model, pretrained=demanding)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

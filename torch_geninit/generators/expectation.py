@@ -95,7 +95,7 @@ class MeasuredNetworks:
     Args:
         record: entry ``measured`` of a generator's card: ``networks`` (names), ``points`` (descriptions),
             ``accuracy``, ``spread``, ``chance``, ``length``, ``signal`` and ``noise`` (standard deviations),
-            ``quantile``, ``images``.
+            ``quantile``, ``images``, and ``least``, the expected accuracy from which a network is trusted.
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
@@ -105,6 +105,7 @@ class MeasuredNetworks:
         self.chance, self.length = float(record["chance"]), float(record["length"])
         self.signal, self.noise = float(record["signal"]), float(record["noise"])
         self.quantile, self.images = float(record["quantile"]), str(record["images"])
+        self.least = float(record["least"])
         self.lead = torch.tensor(record["accuracy"], dtype=torch.float64) - self.chance
 
     @staticmethod
@@ -123,7 +124,7 @@ class MeasuredNetworks:
         accuracy = record.get("accuracy")
         shares = _numbers(accuracy) and len(accuracy) == count and 0 <= min(accuracy) <= max(accuracy) <= 1
         expect(shares, "measured.accuracy", f"{count} shares", accuracy)
-        for name in ("chance", "length", "signal", "noise", "quantile"):
+        for name in ("chance", "length", "signal", "noise", "quantile", "least"):
             value = record.get(name)
             expect(_numbers([value]) and value > 0, f"measured.{name}", "a positive number", value)
         expect(isinstance(record.get("images"), str), "measured.images", "a text", record.get("images"))

@@ -164,7 +164,7 @@ class GraphHyperNetwork(WeightGenerator):
         return f"never trained on a {kind(node, use)}"
 
     def verdict(self, plan: Plan) -> Verdict:
-        return judge(plan, self.card["trained"])
+        return judge(plan, self.card["trained"], self._measured)
 
     @cached_property
     def _measured(self) -> MeasuredNetworks | None:

@@ -12,6 +12,7 @@ from torch_geninit.generators.base import Verdict
 from torch_geninit.graph.architecture import Architecture
 
 if TYPE_CHECKING:
+    from torch_geninit.generators.expectation import MeasuredNetworks
     from torch_geninit.plan import Plan
 
 
@@ -95,8 +96,8 @@ def distance(network: Profile, trained: Mapping[str, Any]) -> tuple[float, str]:
     return sum(parts.values()), max(parts, key=lambda reason: (parts[reason], reason))
 
 
-def judge(plan: Plan, trained: Mapping[str, Any]) -> Verdict:
-    """Trust a network whose every matrix can be generated and whose distance is within the threshold."""
+def judge(plan: Plan, trained: Mapping[str, Any], measured: MeasuredNetworks | None = None) -> Verdict:
+    """Trust a network if every matrix can be generated, it is near enough, and enough can be expected of it."""
     if plan.architecture is None:
         raise ValueError("the plan has no graph to judge")
     d, reason = distance(profile(plan.architecture), trained)
@@ -109,4 +110,9 @@ def judge(plan: Plan, trained: Mapping[str, Any]) -> Verdict:
             f"{len(refused)} layers can't be generated, the first is {first.name} ({first.reason})",
         )
     threshold = float(trained["threshold"])
-    return Verdict(d <= threshold, d, f"distance {d:.2f}, trusted up to {threshold:.2f}: {reason}")
+    reason = f"distance {d:.2f}, trusted up to {threshold:.2f}: {reason}"
+    if d > threshold or measured is None:
+        return Verdict(d <= threshold, d, reason)
+    told = measured(plan.architecture)
+    expected = f"expected accuracy {told}; trusted from {100 * measured.least:.0f} %"
+    return Verdict(told.accuracy >= measured.least, d, expected)

@@ -78,7 +78,7 @@ def measure_networks(
     return records
 
 
-def fit(records: Sequence[dict[str, Any]], classes: int, images: str) -> dict[str, Any]:
+def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = 0.2) -> dict[str, Any]:
     """Return the entry ``measured`` of a card: the process whose leave-one-out predictions are likeliest.
 
     For each length and ratio of noise to signal the signal is the one that makes the squared
@@ -95,6 +95,7 @@ def fit(records: Sequence[dict[str, Any]], classes: int, images: str) -> dict[st
         "chance": 1 / classes,
         "quantile": 1.0,
         "images": images,
+        "least": least,
     }
     best = -math.inf
     for length, ratio in product(LENGTHS, NOISES):
@@ -144,6 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="of both")
     parser.add_argument("--images", type=int, default=5000, help="validation images to measure on")
     parser.add_argument("--on", default="CIFAR-10", help="name of the images, for people")
+    parser.add_argument("--least", type=float, default=0.2, help="expected accuracy to trust a network from")
     parser.add_argument("--threads", type=int, help="torch threads")
 
 
@@ -164,7 +166,7 @@ def main(arguments: argparse.Namespace) -> None:
         name: measure_networks(generator, train, validation, specs, Run(folder / name))
         for name, specs in sets.items()
     }
-    record = fit(records["references"], len(train.classes), arguments.on)
+    record = fit(records["references"], len(train.classes), arguments.on, arguments.least)
     (folder / "measured.json").write_text(json.dumps(record) + "\n")
     judged = calibration(records["judges"], MeasuredNetworks(record))
     (folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
