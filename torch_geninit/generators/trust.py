@@ -97,7 +97,7 @@ def distance(network: Profile, trained: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def judge(plan: Plan, trained: Mapping[str, Any], measured: MeasuredNetworks | None = None) -> Verdict:
-    """Trust a network if every matrix can be generated, it is near enough, and enough can be expected of it."""
+    """Trust a network if every matrix can be generated, it is near enough, and much can be expected."""
     if plan.architecture is None:
         raise ValueError("the plan has no graph to judge")
     d, reason = distance(profile(plan.architecture), trained)
