@@ -33,6 +33,7 @@ _HOOKS = frozenset(
         "_load_state_dict_post_hooks",
     }
 )
+_RECURRENT = frozenset(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"))
 _ATOMS = frozenset((int, float, bool, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size))
 # What may lead from a closure to a module.
 _LEADING_ON = (
@@ -83,13 +84,19 @@ def clone_structure(model: nn.Module, stand_in: StandIn) -> tuple[nn.Module, dic
     with _StandInCopies(stand_in):
         for module in own:
             if id(module) not in memo:
+                _refuse_recurrent(module)
                 memo[id(module)] = copied = copy.deepcopy(module, memo)
                 # Stand-ins are float32, so what a script reads must be.
                 for tensor in (*copied.parameters(), *copied.buffers()):
                     if tensor.is_floating_point():
                         tensor.data = tensor.data.float()
-                for old, new in zip(module.parameters(), copied.parameters(), strict=True):
-                    tensors[id(old)] = new
+                parts = dict(copied.named_modules())
+                for (name, old), new in zip(module.named_parameters(), copied.parameters(), strict=True):
+                    path, _, attribute = name.rpartition(".")
+                    if id(old) in tensors:  # tied to a layer outside
+                        setattr(parts[path], attribute, tensors[id(old)])
+                    else:
+                        tensors[id(old)] = new
         memo.update((identity, memo[id(module)]) for identity, module in inner.items())
         for module in plain:
             _fill(memo[id(module)].__dict__, module.__dict__, memo)
@@ -101,6 +108,17 @@ def clone_structure(model: nn.Module, stand_in: StandIn) -> tuple[nn.Module, dic
     if _torch_module._global_forward_hooks or _torch_module._global_forward_pre_hooks:
         _bypass_hooks(clone)
     return clone, tensors
+
+
+def _refuse_recurrent(script: nn.Module) -> None:
+    """TorchScript runs a recurrent layer time step by time step, of which each looks like linear layers."""
+    for name, part in script.named_modules():
+        if getattr(part, "original_name", "") in _RECURRENT:
+            raise NotImplementedError(
+                f"TorchScript took over the {part.original_name} {name!r} of a {type(script).__name__}, and "
+                "its time steps can't be told from linear layers. Initialise before torch.jit.script, or "
+                "trace before and pass graph="
+            )
 
 
 def copy_values(value: Any, stand_in: StandIn) -> Any:
