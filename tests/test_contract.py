@@ -543,8 +543,9 @@ class TestContract:
         assert model.blocks[1].conv.weight is model.blocks[0].conv.weight
         assert not _equal(values(model)["blocks.0.conv.weight"], values(fresh())["blocks.0.conv.weight"])
 
-    def test_memory_shared_by_two_parameters_is_one_parameter(self, verb: Verb) -> None:
-        model = fresh()
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_memory_shared_by_two_parameters_is_one_parameter(self, verb: Verb, device: str) -> None:
+        model = fresh().to(device)
         model.blocks[1].conv.weight.data = model.blocks[0].conv.weight.data
         plan = verb.plan(model)
         assert {e.name: e.route for e in plan.entries}["blocks.1.conv.weight"] is Route.TIED

@@ -98,7 +98,24 @@ def survey(module: nn.Module, prefix: str = "") -> list[Slot]:
             slot = replace(slot, canonical=f"{prefix}.{slot.name}" if prefix else slot.name)
         earlier = first.setdefault(identity, slot.name)
         slots.append(slot if earlier == slot.name else replace(slot, first=earlier))
-    return slots
+    return _without_tied_norms(slots)
+
+
+def _without_tied_norms(slots: list[Slot]) -> list[Slot]:
+    """Block weight normalisation whose v is the memory of another parameter: that one is not normalised."""
+    if all(slot.norm is None for slot in slots):
+        return slots
+    holders: dict[Hashable, set[int]] = {}
+    for slot in slots:
+        holders.setdefault(memory(slot.parameter), set()).add(id(slot.parameter))
+    shared = {id(slot.parameter) for slot in slots if len(holders[memory(slot.parameter)]) > 1}
+    reason = "weight normalisation of a weight that another layer has, too"
+    return [
+        replace(slot, norm=None, blocked=reason)
+        if slot.norm is not None and shared & {id(slot.norm.g), id(slot.norm.v)}
+        else slot
+        for slot in slots
+    ]
 
 
 def _parameters(module: nn.Module, prefix: str) -> Iterator[Slot]:
@@ -167,7 +184,10 @@ def memory(parameter: Tensor) -> Hashable:
 
     Views that overlap without being equal are not recognised.
     """
-    plain = type(parameter) in (nn.Parameter, Tensor) and not parameter.is_meta
+    plain = type(parameter) in (nn.Parameter, Tensor)
     if not plain or parameter.layout is not torch.strided or not parameter.numel():
         return id(parameter)
-    return parameter.data_ptr(), parameter.device, parameter.dtype, parameter.shape, parameter.stride()
+    place: Hashable = parameter.data_ptr()
+    if parameter.is_meta:  # no address, but a storage
+        place = parameter.untyped_storage()._cdata, parameter.storage_offset()
+    return place, parameter.device, parameter.dtype, parameter.shape, parameter.stride()

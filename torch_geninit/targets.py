@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -54,6 +54,9 @@ def find_targets(
     for name in loaded:
         filled.pop(name, None)
     taken = filled.keys() | loaded
+    # In a part of a model it can't be seen that v belongs to another layer, too; the plan knows.
+    alone = {id(s.norm.g) for s in slots if s.derived and s.norm is not None and s.key not in sources}
+    slots = [replace(s, norm=None) if s.norm is not None and id(s.norm.g) in alone else s for s in slots]
     return Targets(
         {s.name: (s, filled[s.name]) for s in slots if s.name in filled and not s.derived},
         [s for s in slots if (s.first or s.name) not in taken],
