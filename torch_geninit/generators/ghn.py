@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isfinite, prod
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,10 @@ OPTIONAL = ("rounds", "noise", "linear_rank", "depthwise_rank", "basis")
 
 AMPLITUDE = 0.1
 """Of the modulation that tells repeated blocks apart, where a layer is wider than the decoder."""
+
+
+DECODED = 1 << 18
+"""Numbers decoded at once: a decoder's intermediate values take several times the memory of its results."""
 
 
 class GraphHyperNetwork(WeightGenerator):
@@ -124,7 +128,7 @@ class GraphHyperNetwork(WeightGenerator):
             groups[piece].append(name)
         normalised = normalised_kernels(architecture)
         tiles: dict[str, Tile] = {}
-        for piece, members in groups.items():
+        for piece, members in _batches(groups):
             u = hidden[[row[uses[name][0]] for name in members]]
             decoded = self.decoder(piece, u)
             shapes = [uses[name][1].shape for name in members]
@@ -136,7 +140,7 @@ class GraphHyperNetwork(WeightGenerator):
                 immaterial = torch.tensor([name in normalised for name in members], device=u.device)
                 gains = torch.where(immaterial, 1.0, self.decoder.gain(u).exp()[:, 0])
                 decoded = decoded * gains.view(broadcast)
-            for name, shape, values in zip(members, shapes, decoded.unbind(), strict=True):
+            for name, shape, values in zip(members, shapes, decoded.contiguous().unbind(), strict=True):
                 tiles[name] = Tile(_fit(values, shape), shape, sections=piece.sections)
         return tiles
 
@@ -201,6 +205,14 @@ class GraphHyperNetwork(WeightGenerator):
             )
             for name, tile in tiles.items()
         }
+
+
+def _batches(groups: Mapping[Piece, Sequence[str]]) -> Iterator[tuple[Piece, Sequence[str]]]:
+    """Cut the members of each piece into batches of about :data:`DECODED` numbers."""
+    for piece, members in groups.items():
+        count = max(1, DECODED // (piece.sections * prod(piece.shape)))
+        for start in range(0, len(members), count):
+            yield piece, members[start : start + count]
 
 
 def _is_number(value: object) -> bool:
