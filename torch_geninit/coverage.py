@@ -238,7 +238,14 @@ def _wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> dict
 
 def _matching(slots: Sequence[Slot], patterns: str | Iterable[str], option: str) -> set[str]:
     matched: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    wanted = (
+        list(patterns) if isinstance(patterns, Iterable) and not isinstance(patterns, str) else [patterns]
+    )
+    if not all(isinstance(pattern, str) for pattern in wanted):
+        raise TypeError(
+            f"{option}: expected a parameter name, a glob pattern or several, got {str(patterns)[:100]}"
+        )
+    for pattern in wanted:
         names = {s.name for s in slots if any(fnmatchcase(n, pattern) for n in (s.name, s.canonical))}
         if not names:
             known = ", ".join(slot.name for slot in slots[:3])

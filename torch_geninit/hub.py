@@ -133,10 +133,14 @@ def load(
     if isinstance(name_or_path, WeightGenerator):
         _refuse_revision(revision, "a loaded generator")
         return name_or_path
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            f"pretrained: expected a name, a path or what load() returned, got {type(name_or_path).__name__}"
+        )
     text = os.fspath(name_or_path)
     separators = {os.sep, os.altsep or os.sep, "/"}
     if revision is not None and isinstance(name_or_path, str) and re.fullmatch(manifest.REPOSITORY, text):
-        if not re.fullmatch(manifest.COMMIT, revision):
+        if not isinstance(revision, str) or not re.fullmatch(manifest.COMMIT, revision):
             raise ValueError(
                 f"revision: expected a commit of 40 hex digits, got {revision!r}; a branch or a tag can "
                 "move, and with it the initial weights"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from itertools import chain
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, TypeVar
 from warnings import warn
 from weakref import WeakKeyDictionary
@@ -36,6 +37,8 @@ Kept = Literal["keep", "reset", "error"]
 
 
 ANYWAY = 'Pass untrusted="generate" to fill it all the same. '
+MAX_NOISE = 1e6
+"""Largest noise_scale: far beyond any use, far below what float32 holds."""
 
 
 class GenInitWarning(UserWarning):
@@ -211,7 +214,14 @@ class Plan:
             if seed is not None:
                 raise TypeError("a ghn plan takes no seed=: its prediction has no noise; see noise_ghn_")
             noise_scale = 0.0
-        seed = seed if seed is None else operator.index(seed)
+        if seed is not None:
+            if not hasattr(seed, "__index__"):
+                raise TypeError(f"seed: expected an integer, got {seed!r}")
+            seed = operator.index(seed)
+        if not isinstance(noise_scale, Real) or not abs(noise_scale) <= MAX_NOISE:
+            raise ValueError(
+                f"noise_scale: expected a number up to {MAX_NOISE:g}, got {str(noise_scale)[:50]!r}"
+            )
         if self.verb == "vae" and seed is None:
             seed = int(torch.randint(2**31 - 1, (), device="cpu"))
         tiles: Mapping[str, Tile] = {}

@@ -171,7 +171,10 @@ def _readable(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
 
 def _open(path: Path) -> BinaryIO:
     # Before open(), which would wait for ever on a named pipe.
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise HeaderError(f"no file can have that name ({error})") from error
     if stat.S_ISDIR(mode):
         inside = sorted(child.name for child in path.glob("*.safetensors"))[:3]
         found = f"; it holds {', '.join(inside)}: name the file" if inside else ""

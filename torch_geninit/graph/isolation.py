@@ -27,10 +27,9 @@ def isolated() -> Iterator[None]:
         # Two threads that save and restore the state of the process at once would leave one's behind.
         stack.enter_context(ambient._lock)
         _keep_random_states(stack)
-        default = torch.get_default_dtype()
-        if default != torch.float32:
-            stack.callback(torch.set_default_dtype, default)
-            torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        stack.callback(_set_threads, torch.get_num_threads())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if torch.get_default_device().type != "cpu":
@@ -42,6 +41,11 @@ def isolated() -> Iterator[None]:
         if {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+def _set_threads(count: int) -> None:
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def _keep_random_states(stack: ExitStack) -> None:
