@@ -22,6 +22,7 @@ LAYERS = [
     {"manifest", "download", "hub", "calibrate"},
     {"coverage"},
     {"initializers"},
+    {"expectation"},
     {"restricted_tensors", "restricted_pickle", "checkpoint_file", "convert"},
     {"__init__"},
     {"training"},
