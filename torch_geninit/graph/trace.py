@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,7 +72,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
             )
     with isolated():
         drafts, notes = _record(model, names, example_inputs)
-    return assemble(simplify(drafts), notes)
+    with _no_collection():
+        return assemble(simplify(drafts), notes)
 
 
 def _record(model: nn.Module, names: dict[int, str], example_inputs: Any) -> tuple[list[Draft], list[str]]:
@@ -121,7 +125,8 @@ def _first(
                 break
         for inputs in candidates:
             try:
-                return inputs, _run(model, names, inputs, meta=meta, training=training)
+                with _no_collection() if meta else nullcontext():  # garbage with data may be large
+                    return inputs, _run(model, names, inputs, meta=meta, training=training)
             except Exception as error:  # whatever a forward pass may raise
                 traceback.clear_frames(error.__traceback__)  # they hold the clone
                 if _out_of_memory(error):  # other inputs would give another graph, and so other weights
@@ -160,6 +165,18 @@ def _run(
         output = clone(*args, **kwargs)
     recorder.leave(tensors_in(output))
     return recorder.drafts
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold back the garbage collector, which would walk all that a long trace has recorded over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _dtype(tensor: Tensor) -> torch.dtype:
