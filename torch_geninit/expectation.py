@@ -59,12 +59,12 @@ def expect(
         local_files_only=local_files_only,
         token=token,
     )
-    if made.architecture is None:
+    if not made.generated:
         raise ValueError(
             f"{type(model).__name__} has no parameter to generate, so there is nothing to expect"
         )
     with fixed():
-        told = made.pretrained.expectation(made.architecture)
+        told = made.pretrained.expectation(made)
     if told is None:
         raise ValueError(
             f"{made.source} can't tell what to expect: its file has no measured networks. "

@@ -207,7 +207,7 @@ class WeightGenerator(nn.Module):
         """Judge the network of ``plan``, whose entries to generate are marked."""
         raise NotImplementedError
 
-    def expectation(self, architecture: Architecture) -> Expectation | None:
+    def expectation(self, plan: Plan) -> Expectation | None:
         """Say what accuracy to expect before training; None if no networks were measured."""
         return None
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from torch_geninit.generators.card import expect
 from torch_geninit.graph.architecture import Architecture
-from torch_geninit.graph.vocabulary import PRIMITIVES
 
 MOST_NETWORKS = 4096
 NEAREST = 3
+NUMBERS = 6
+"""Length of a description."""
 
 
 class Expectation(NamedTuple):
@@ -43,44 +44,25 @@ class Expectation(NamedTuple):
         )
 
 
-def describe(architecture: Architecture) -> Tensor:
-    """Return the numbers (D,) that networks are compared by; they depend on no name and no order of nodes.
+def describe(architecture: Architecture, distance: float, refused: float) -> Tensor:
+    """Return the numbers (6,) that networks are compared by; they depend on no name and no order of nodes.
 
-    The first ones are counts (log2): parameter tensors, their elements, channels of the widest and narrowest
-    weight, resolutions, edges a node. Then the share of each sort of weight among the elements, and of each
-    primitive among the nodes that are no input or output: these last, since the vocabulary grows at its end.
+    All are log2(1 + c): of the distance from the training networks and the share of values that can't be
+    generated, both times 4, and of the numbers of parameters, of their values, and of channels
+    of the widest and the narrowest weight. With shares of primitives beside them a hundred measured networks
+    told less.
     """
-    inner = [node for node in architecture.nodes if node.op not in ("input", "output")]
-    uses = [(node, use) for node in inner for use in node.parameters]
-    weights = [(node, use.shape) for node, use in uses if use.role == "weight" and len(use.shape) > 1]
-    widths = [shape[0] for _, shape in weights]
-    # Averaging the positions away leaves one: that is no resolution.
-    extents = {math.prod(node.shape[2:]) for node in inner if len(node.shape) > 2} - {1}
-    counts = [
-        len(uses),
-        sum(math.prod(use.shape) for _, use in uses),
+    shapes = [use.shape for node in architecture.nodes for use in node.parameters]
+    widths = [shape[0] for shape in shapes if len(shape) > 1]
+    counts = (
+        4 * distance,
+        4 * refused,
+        len(shapes),
+        sum(math.prod(shape) for shape in shapes),
         max(widths, default=0),
         min(widths, default=0),
-        len(extents),
-        len(architecture.edges) / max(1, len(inner)),
-    ]
-    operations = dict.fromkeys(PRIMITIVES, 0.0)
-    for node in inner:
-        operations[node.op] += 1 / len(inner)
-    sorts = dict.fromkeys(("linear", "pointwise", "spatial", "grouped", "depthwise", "other"), 0.0)
-    for node, shape in weights:
-        sorts[_sort(node.op, shape, node.attribute("groups", 1))] += math.prod(shape) / max(1, counts[1])
-    return torch.tensor([*(math.log2(1 + c) for c in counts), *sorts.values(), *operations.values()])
-
-
-def _sort(op: str, shape: tuple[int, ...], groups: int) -> str:
-    if op == "linear":
-        return "linear"
-    if op != "conv":
-        return "other"
-    if groups > 1:
-        return "depthwise" if shape[1] == 1 else "grouped"
-    return "spatial" if math.prod(shape[2:]) > 1 else "pointwise"
+    )
+    return torch.tensor([math.log2(1 + count) for count in counts])
 
 
 class MeasuredNetworks:
@@ -121,6 +103,7 @@ class MeasuredNetworks:
         same = isinstance(points, list) and len(points) == count
         same = same and all(_numbers(point) and len(point) == len(spread) for point in points)
         expect(same, "measured.points", f"{count} descriptions of {len(spread)} numbers", points)
+        expect(len(spread) == NUMBERS, "measured.spread", f"{NUMBERS} numbers", spread)
         accuracy = record.get("accuracy")
         shares = _numbers(accuracy) and len(accuracy) == count and 0 <= min(accuracy) <= max(accuracy) <= 1
         expect(shares, "measured.accuracy", f"{count} shares", accuracy)
@@ -140,13 +123,9 @@ class MeasuredNetworks:
         factor: Tensor = torch.linalg.cholesky(self.covariance())
         return factor
 
-    def __call__(self, architecture: Architecture) -> Expectation:
-        """Say what to expect of a network that is not among the measured ones."""
-        return self.at(describe(architecture))
-
-    def at(self, description: Tensor) -> Expectation:
-        """Say what to expect of a network of that description, of which newer primitives don't count."""
-        x = description[: len(self.spread)].double() / self.spread
+    def __call__(self, description: Tensor) -> Expectation:
+        """Say what to expect of a network of that description that is not among the measured ones."""
+        x = description.double() / self.spread
         away = (self.points - x).norm(dim=1)
         covariance = self.signal**2 * torch.exp(-away / self.length)
         both = torch.cholesky_solve(torch.stack([self.lead, covariance], 1), self._factor)

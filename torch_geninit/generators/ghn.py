@@ -17,7 +17,7 @@ from torch_geninit.generators.decoder import Decoder, Piece
 from torch_geninit.generators.encoder import Encoder
 from torch_geninit.generators.expectation import Expectation, MeasuredNetworks
 from torch_geninit.generators.features import NodeFeatures, node_features
-from torch_geninit.generators.trust import judge
+from torch_geninit.generators.trust import expectation, judge
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
 from torch_geninit.graph.landmarks import head_nodes, normalised_kernels, packed_sections
 
@@ -174,8 +174,10 @@ class GraphHyperNetwork(WeightGenerator):
     def _measured(self) -> MeasuredNetworks | None:
         return MeasuredNetworks(self.card["measured"]) if "measured" in self.card else None
 
-    def expectation(self, architecture: Architecture) -> Expectation | None:
-        return self._measured(architecture) if self._measured else None
+    def expectation(self, plan: Plan) -> Expectation | None:
+        if self._measured is None or plan.verdict is None:
+            return None
+        return expectation(plan, plan.verdict.distance, self._measured)
 
     @torch.no_grad()
     def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch_geninit.generators.base import Verdict
+from torch_geninit.generators.expectation import Expectation, MeasuredNetworks, describe
 from torch_geninit.graph.architecture import Architecture
 
 if TYPE_CHECKING:
-    from torch_geninit.generators.expectation import MeasuredNetworks
     from torch_geninit.plan import Plan
 
 
@@ -113,6 +113,15 @@ def judge(plan: Plan, trained: Mapping[str, Any], measured: MeasuredNetworks | N
     reason = f"distance {d:.2f}, trusted up to {threshold:.2f}: {reason}"
     if d > threshold or measured is None:
         return Verdict(d <= threshold, d, reason)
-    told = measured(plan.architecture)
+    told = expectation(plan, d, measured)
     expected = f"expected accuracy {told}; trusted from {100 * measured.least:.0f} %"
     return Verdict(told.accuracy >= measured.least, d, expected)
+
+
+def expectation(plan: Plan, distance: float, measured: MeasuredNetworks) -> Expectation:
+    """Say what accuracy to expect of the network of ``plan``; what the user keeps is taken as generated."""
+    if plan.architecture is None:
+        raise ValueError("the plan has no graph to tell from")
+    sizes = {entry.name: math.prod(entry.shape) for entry in plan.entries}
+    refused = sum(sizes[entry.name] for entry in plan.skipped) / max(1, sum(sizes.values()))
+    return measured(describe(plan.architecture, distance, refused))

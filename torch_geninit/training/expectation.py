@@ -71,7 +71,8 @@ def measure_networks(
         (found,) = unseen.survey_space(pretrained, train, measured, [spec])
         with torch.device("meta"):
             model = spec.build(len(train.classes), train.images.shape[-1])
-        point = describe(pretrained.trace(model, example.to("meta")))
+        graph = pretrained.trace(model, example.to("meta"))
+        point = describe(graph, found["distance"], 1 - found["generated"])
         records.append({"network": name_of(spec), "point": [round(x, 4) for x in point.tolist()], **found})
         run.log(**records[-1])
         run.save({"records": records})
@@ -120,7 +121,7 @@ def leave_one_out(networks: MeasuredNetworks) -> tuple[Tensor, Tensor]:
 
 def calibration(records: Sequence[dict[str, Any]], measured: MeasuredNetworks) -> dict[str, Any]:
     """Hold expectations against networks that ``measured`` doesn't contain."""
-    told = [measured.at(torch.tensor(record["point"], dtype=torch.float64)) for record in records]
+    told = [measured(torch.tensor(record["point"], dtype=torch.float64)) for record in records]
     truth = [record["accuracy"] for record in records]
     errors = [one.accuracy - value for one, value in zip(told, truth, strict=True)]
     inside = [one.low <= value <= one.high for one, value in zip(told, truth, strict=True)]
