@@ -11,7 +11,9 @@ COMMANDS = {
     "vae": ("vae", "train slice VAEs on a zoo"),
     "ghn": ("ghn", "train a graph hypernetwork; with --noise and --start, a noise GHN from it"),
     "evaluate": ("evaluate", "measure a generator by the protocol"),
+    "expectation": ("expectation", "measure networks, fit what tells others' accuracy from their graphs"),
     "coverage": ("coverage", "try a generator on the models of torchvision, timm or transformers"),
+    "benchmark": ("benchmark", "time the verbs beside torch's own initialisation"),
     "export": ("export", "write a trained generator as a safetensors file with manifest record and card"),
     "publish": ("publish", "upload an export to the Hugging Face Hub and pin it in the manifest"),
 }
