@@ -117,6 +117,21 @@ def test_auxiliary_heads_are_found_in_train_mode() -> None:
     check(Net(forward))
 
 
+def test_the_guess_in_the_notes_is_the_one_that_reached_the_auxiliary_head() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.extra = nn.Conv2d(3, 4, 7, 2), nn.Conv2d(4, 2, 140)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            return (self.extra(x), x) if self.training else x
+
+    architecture = check(Auxiliary())
+    assert architecture.notes == ("inputs guessed: float32 tensor of shape (1, 3, 299, 299)",)
+    assert architecture.nodes[0].shape == (1, 3, 299, 299)
+
+
 # Control flow.
 
 

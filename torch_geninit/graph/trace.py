@@ -89,12 +89,12 @@ def _record(model: nn.Module, names: dict[int, str], example_inputs: Any) -> tup
     if missing:
         more = candidates if example_inputs is not None else [*candidates, *guesses(model, batch=2)]
         try:
-            _, trained = _first(model, names, more, True, training=True)
+            fitting, trained = _first(model, names, more, True, training=True)
         except TraceError:
             pass
         else:
             if _unreached(trained, names) < missing:
-                drafts, missing = trained, _unreached(trained, names)
+                inputs, drafts, missing = fitting, trained, _unreached(trained, names)
     notes = [] if example_inputs is not None else [f"inputs guessed: {inputs.text}"]
     if missing:
         notes.append("not reached by the forward pass: " + ", ".join(sorted(missing)))

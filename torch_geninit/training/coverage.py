@@ -246,7 +246,7 @@ def broken_promises(model: nn.Module, plan: Plan, before: dict[str, Tensor]) -> 
 def _guessed(model: nn.Module, notes: Sequence[str]) -> Any:
     """Return with data, in a batch of two, the inputs that the tracer guessed."""
     for one, two in zip(guesses(model), guesses(model, batch=2), strict=True):
-        if f"inputs guessed: {one.text}" in notes:
+        if any(f"inputs guessed: {guess.text}" in notes for guess in (one, two)):
             values = [
                 tensor((tuple(x.shape), "image" if x.is_floating_point() else "tokens")) for x in two.args
             ]
