@@ -234,7 +234,7 @@ def meta(pretrained: str) -> str:
         graph, tracing = timed(geninit.trace, model)
         _, planning = timed(geninit.plan, model, pretrained=generator, graph=graph)
         extra = peak()
-    memory = "not measured" if extra is None else f"{extra / 1e6:.0f} MB"
+    memory = "not measured" if extra is None else f"{max(extra, 0) / 1e6:.0f} MB"
     return "\n".join(
         [
             "## Seven billion parameters on meta",
