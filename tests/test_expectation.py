@@ -128,6 +128,9 @@ def test_references_are_never_the_networks_it_is_judged_by() -> None:
         ("spread", [0.0], "measured.spread: expected positive"),
         ("accuracy", [1.5] * 16, "measured.accuracy: expected 16 shares"),
         ("length", math.nan, "measured.length: expected a positive number"),
+        ("length", 1e-300, "measured.length: expected a positive number"),
+        ("signal", 1e200, "measured.signal: expected a positive number"),
+        ("noise", 1e-8, "measured.noise: expected at least"),
         ("images", 3, "measured.images: expected a text"),
     ],
 )
@@ -135,6 +138,12 @@ def test_a_broken_record_is_named(record: dict[str, Any], entry: str, value: Any
     MeasuredNetworks.check(record)
     with pytest.raises(ValueError, match=message):
         MeasuredNetworks.check(record | {entry: value})
+
+
+def test_equal_networks_do_not_stop_it(record: dict[str, Any]) -> None:
+    same = record | {"points": [record["points"][0]] * 16, "noise": 1e-3 * record["signal"]}
+    MeasuredNetworks.check(same)
+    assert 0 <= MeasuredNetworks(same)(torch.tensor(record["points"][0])).accuracy <= 1
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def expect(
 
     Example:
         >>> expect(resnet20()).accuracy                                          # doctest: +SKIP
-        0.8
+        0.72
     """
     made = initializers.plan(
         model,

@@ -17,6 +17,10 @@ MOST_NETWORKS = 4096
 NEAREST = 3
 NUMBERS = 6
 """Length of a description."""
+LARGEST = 1e9
+"""Of the numbers in a record, and of their inverses where they must be positive: nothing overflows then."""
+LEAST_NOISE = 1e-3
+"""Of noise to signal: equal descriptions make the covariance singular without noise."""
 
 
 class Expectation(NamedTuple):
@@ -49,8 +53,8 @@ def describe(architecture: Architecture, distance: float, refused: float) -> Ten
 
     All are log2(1 + c): of the distance from the training networks and the share of values that can't be
     generated, both times 4, and of the numbers of parameters, of their values, and of channels
-    of the widest and the narrowest weight. With shares of primitives beside them a hundred measured networks
-    told less.
+    of the widest and the narrowest weight. With the shares of all primitives beside them, sixty measured
+    networks told less.
     """
     shapes = [use.shape for node in architecture.nodes for use in node.parameters]
     widths = [shape[0] for shape in shapes if len(shape) > 1]
@@ -99,7 +103,7 @@ class MeasuredNetworks:
         valid = 2 <= count <= MOST_NETWORKS and all(isinstance(name, str) for name in names)
         expect(valid, "measured.networks", f"a list of 2 to {MOST_NETWORKS} names", names)
         points, spread = record.get("points"), record.get("spread")
-        expect(_numbers(spread) and min(spread) > 0, "measured.spread", "positive numbers", spread)
+        expect(_positive(spread), "measured.spread", "positive numbers", spread)
         same = isinstance(points, list) and len(points) == count
         same = same and all(_numbers(point) and len(point) == len(spread) for point in points)
         expect(same, "measured.points", f"{count} descriptions of {len(spread)} numbers", points)
@@ -109,7 +113,9 @@ class MeasuredNetworks:
         expect(shares, "measured.accuracy", f"{count} shares", accuracy)
         for name in ("chance", "length", "signal", "noise", "quantile", "least"):
             value = record.get(name)
-            expect(_numbers([value]) and value > 0, f"measured.{name}", "a positive number", value)
+            expect(_positive([value]), f"measured.{name}", "a positive number", value)
+        least = LEAST_NOISE * record["signal"]
+        expect(record["noise"] >= least, "measured.noise", f"at least {least}", record["noise"])
         expect(isinstance(record.get("images"), str), "measured.images", "a text", record.get("images"))
 
     def covariance(self) -> Tensor:
@@ -151,5 +157,9 @@ def _numbers(values: Any) -> bool:
     return (
         isinstance(values, list)
         and len(values) > 0
-        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        and all(type(value) in (int, float) and abs(value) <= LARGEST for value in values)
     )
+
+
+def _positive(values: Any) -> bool:
+    return _numbers(values) and min(values) >= 1 / LARGEST
