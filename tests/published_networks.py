@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_geninit.generators.base import Tile, noise_stream
+from torch_geninit.generators.compact import Tile
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.published import PublishedGHN
 from torch_geninit.generators.published_decoders import scale
 

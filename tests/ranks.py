@@ -28,7 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torch_geninit as geninit
 from torch_geninit import write as writing
-from torch_geninit.generators.base import Tile, WeightGenerator
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.compact import Compact
 
 Way = Callable[[nn.Module, "World"], nn.Module]
 Verb = Callable[..., nn.Module]
@@ -204,24 +205,26 @@ def alone(world: World) -> Iterator[None]:
 def counted_writes() -> Iterator[list[int]]:
     """Count the numbers expanded into parameters, and forbid to expand one whole."""
     numbers: list[int] = []
-    part, to = writing.write_part, Tile.write_to
+    part, to = writing.write_part, Compact.write_to
     inside = [False]
 
-    def write_part(tile: Tile, indices: Any, out: Tensor) -> None:
+    def write_part(compact: Compact, indices: Any, out: Tensor) -> None:
         numbers.append(out.numel())
         inside[0] = True
-        part(tile, indices, out)
+        part(compact, indices, out)
         inside[0] = False
 
-    def write_to(tile: Tile, out: Tensor, start: int = 0) -> None:
+    def write_to(compact: Compact, out: Tensor, start: int = 0) -> None:
         if not inside[0]:
             numbers.append(out.numel())
-        to(tile, out, start)
+        to(compact, out, start)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writing, "write_part", write_part)
-        patch.setattr(Tile, "write_to", write_to)
-        patch.setattr(Tile, "expand", lambda tile: pytest.fail(f"{tile.name} was expanded as a whole"))
+        patch.setattr(Compact, "write_to", write_to)
+        patch.setattr(
+            Compact, "expand", lambda compact: pytest.fail(f"{compact.name} was expanded as a whole")
+        )
         yield numbers
 
 

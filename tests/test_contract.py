@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import torch_geninit as geninit
-from torch_geninit.generators.base import Tile, Verdict, WeightGenerator
+from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.compact import Compact, Tile
 from torch_geninit.plan import Plan, Route
 
 
@@ -156,7 +157,7 @@ def settings_of_torch() -> list[Any]:
 class Broken(WeightGenerator):
     """A generator that fails in a chosen way; everything else is a real one's."""
 
-    def __init__(self, inner: WeightGenerator, spoil: Callable[[dict[str, Tile]], Any]) -> None:
+    def __init__(self, inner: WeightGenerator, spoil: Callable[[dict[str, Compact]], Any]) -> None:
         super().__init__(inner.card)
         self.inner, self.spoil = inner, spoil
 
@@ -166,39 +167,45 @@ class Broken(WeightGenerator):
     def verdict(self, plan: Plan) -> Verdict:
         return self.inner.verdict(plan)
 
-    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
+    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Compact]:
         tiles = self.inner.predict(plan, seed=seed, noise_scale=noise_scale)
         self.spoil(tiles)
         return tiles
 
 
-def last(tiles: dict[str, Tile]) -> str:
+def last(tiles: dict[str, Compact]) -> str:
     return list(tiles)[-1]
 
 
-def _nan(tiles: dict[str, Tile]) -> None:
-    tiles[last(tiles)].values.view(-1)[-1] = torch.nan
+def dense(compact: Compact, factor: float = 1.0, shift: float = 0.0, **rule: Any) -> Tile:
+    """The same prediction as one block of all its values, times a factor, plus a shift."""
+    return Tile(compact.expand() * factor + shift, compact.shape, **rule)
 
 
-def _missing(tiles: dict[str, Tile]) -> None:
+def _nan(tiles: dict[str, Compact]) -> None:
+    broken = dense(tiles[last(tiles)])
+    broken.values.view(-1)[-1] = torch.nan
+    tiles[last(tiles)] = broken
+
+
+def _missing(tiles: dict[str, Compact]) -> None:
     del tiles[last(tiles)]
 
 
-def _infinite_scale(tiles: dict[str, Tile]) -> None:
-    tile = tiles[last(tiles)]
-    tiles[last(tiles)] = Tile(tile.values, tile.shape, scale=float("inf"))
+def _infinite_scale(tiles: dict[str, Compact]) -> None:
+    tiles[last(tiles)] = dense(tiles[last(tiles)], scale=float("inf"))
 
 
-def _other_shape(tiles: dict[str, Tile]) -> None:
+def _other_shape(tiles: dict[str, Compact]) -> None:
     tiles[last(tiles)] = Tile(torch.zeros(2, 2, 5, 5), (2, 2, 5, 5))
 
 
-def _other_block(tiles: dict[str, Tile]) -> None:
+def _other_block(tiles: dict[str, Compact]) -> None:
     shape = tiles[last(tiles)].shape
     tiles[last(tiles)] = Tile(torch.zeros(3, 3, 3, 3, 3), shape)
 
 
-def _raise(tiles: dict[str, Tile]) -> None:
+def _raise(tiles: dict[str, Compact]) -> None:
     raise MemoryError("no room")
 
 
@@ -383,7 +390,7 @@ class TestContract:
         ],
     )
     def test_a_broken_generator_changes_nothing(
-        self, verb: Verb, spoil: Callable[[dict[str, Tile]], Any], error: type[Exception], message: str
+        self, verb: Verb, spoil: Callable[[dict[str, Compact]], Any], error: type[Exception], message: str
     ) -> None:
         model = fresh()
         before, untouched = values(model), state(model)
@@ -393,9 +400,8 @@ class TestContract:
         assert state(model) == untouched
 
     def test_float16_overflow_is_found_before_the_first_write(self, verb: Verb) -> None:
-        def huge(tiles: dict[str, Tile]) -> None:
-            tile = tiles[last(tiles)]
-            tiles[last(tiles)] = Tile(tile.values * 1e6 + 1e6, tile.shape)
+        def huge(tiles: dict[str, Compact]) -> None:
+            tiles[last(tiles)] = dense(tiles[last(tiles)], 1e6, 1e6)
 
         model = fresh().half()
         before = values(model)
@@ -408,14 +414,14 @@ class TestContract:
     ) -> None:
         expected = values(verb(fresh()))
         model = fresh()
-        write_to, calls = Tile.write_to, [0]
+        write_to, calls = Compact.write_to, [0]
 
-        def interrupted(tile: Tile, out: Tensor, start: int = 0) -> None:
+        def interrupted(compact: Compact, out: Tensor, start: int = 0) -> None:
             calls[0] += 1
             signal.raise_signal(signal.SIGINT)
-            write_to(tile, out, start)
+            write_to(compact, out, start)
 
-        monkeypatch.setattr(Tile, "write_to", interrupted)
+        monkeypatch.setattr(Compact, "write_to", interrupted)
         before = settings_of_torch()
         with pytest.raises(KeyboardInterrupt):
             verb(model)
@@ -438,17 +444,17 @@ class TestContract:
     def test_a_signal_handler_of_the_users_own_is_called_once(
         self, verb: Verb, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write_to = Tile.write_to
+        write_to = Compact.write_to
         raised, handled = [], []
 
-        def interrupted(tile: Tile, out: Tensor, start: int = 0) -> None:
+        def interrupted(compact: Compact, out: Tensor, start: int = 0) -> None:
             if not raised:
                 raised.append(1)
                 signal.raise_signal(signal.SIGINT)
                 assert not handled, "deferred until the last write"
-            write_to(tile, out, start)
+            write_to(compact, out, start)
 
-        monkeypatch.setattr(Tile, "write_to", interrupted)
+        monkeypatch.setattr(Compact, "write_to", interrupted)
         before = signal.signal(signal.SIGINT, lambda *_: handled.append(1))
         try:
             verb(fresh())

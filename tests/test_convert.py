@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from torch_geninit import convert as conversion
 from torch_geninit.convert import ConversionError, convert
-from torch_geninit.generators.base import noise_stream
 from torch_geninit.generators.file import read
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.published import PublishedGHN
 
 # --- formats and families -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from reference import ghn_reference as reference
 from test_ghn import card
 from torch import nn
 
-from torch_geninit.generators.base import Tile
+from torch_geninit.generators.compact import Tile
 from torch_geninit.generators.ghn import GraphHyperNetwork, kind
 from torch_geninit.graph.landmarks import packed_sections
 from torch_geninit.graph.trace import trace

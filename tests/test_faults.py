@@ -26,7 +26,7 @@ from toy_generator import record
 
 import torch_geninit as geninit
 from torch_geninit import ambient, manifest
-from torch_geninit.generators.base import Tile
+from torch_geninit.generators.compact import Compact
 from torch_geninit.interrupts import deferred, never_while_switching
 
 VERBS = {"vae": "vae", "ghn": "ghn", "noise_ghn": "noise-ghn"}
@@ -238,13 +238,13 @@ class TestErrors:
         self, verb: Call, count: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         writing: list[int] = []
-        write_to = Tile.write_to
+        write_to = Compact.write_to
 
-        def noted(tile: Tile, out: Tensor, start: int = 0) -> None:
+        def noted(compact: Compact, out: Tensor, start: int = 0) -> None:
             writing.append(1)
-            write_to(tile, out, start)
+            write_to(compact, out, start)
 
-        monkeypatch.setattr(Tile, "write_to", noted)
+        monkeypatch.setattr(Compact, "write_to", noted)
         expected = values(verb(fresh()))
         with profiled(At(0, no_memory, package_only=True)) as counted:
             verb(fresh())
@@ -271,7 +271,7 @@ STAGES = {
     "trace": ["graph.trace._run", "graph.trace.assemble"],
     "plan": ["coverage.survey", "coverage._entries", "coverage._judged", "plan.check_writable"],
     "predict": ["generators.vae.SliceVAEs.predict", "generators.ghn.GraphHyperNetwork.predict"],
-    "check": ["plan.check_tile", "write._check_range"],
+    "check": ["plan.check_prediction", "write._check_range"],
 }
 """Every stage before the writes, and functions that it is made of."""
 
@@ -343,7 +343,7 @@ class TestWrites:
             for late in (False, True):
                 model = fresh()
                 with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-                    patch.setattr(Tile, "write_to", at_write(n, interrupt, late=late))
+                    patch.setattr(Compact, "write_to", at_write(n, interrupt, late=late))
                     verb(model)
                 assert same(values(model), expected), (n, late)
 
@@ -356,7 +356,7 @@ class TestWrites:
             model = fresh()
             before, untouched = values(model), state(model)
             with pytest.raises(MemoryError), monkeypatch.context() as patch:
-                patch.setattr(Tile, "write_to", at_write(n, no_memory))
+                patch.setattr(Compact, "write_to", at_write(n, no_memory))
                 verb(model)
             after = values(model)
             done = [not torch.equal(after[name], before[name]) for name in before]
@@ -372,7 +372,7 @@ class TestWrites:
     def count(verb: Call, monkeypatch: pytest.MonkeyPatch) -> int:
         written: list[int] = []
         with monkeypatch.context() as patch:
-            patch.setattr(Tile, "write_to", at_write(10**6, interrupt, written))
+            patch.setattr(Compact, "write_to", at_write(10**6, interrupt, written))
             verb(fresh())
         assert len(written) > 2
         return len(written)
@@ -381,14 +381,14 @@ class TestWrites:
 def at_write(
     n: int, fault: Callable[[], None], written: list[int] | None = None, *, late: bool = False
 ) -> Callable[..., None]:
-    """Return a ``Tile.write_to`` that calls ``fault`` before or after the n-th write."""
-    write_to, done = Tile.write_to, [] if written is None else written
+    """Return a ``Compact.write_to`` that calls ``fault`` before or after the n-th write."""
+    write_to, done = Compact.write_to, [] if written is None else written
 
-    def write(tile: Tile, out: Tensor, start: int = 0) -> None:
+    def write(compact: Compact, out: Tensor, start: int = 0) -> None:
         done.append(1)
         if len(done) == n + 1 and not late:
             fault()
-        write_to(tile, out, start)
+        write_to(compact, out, start)
         if len(done) == n + 1 and late:
             fault()
 

@@ -23,8 +23,10 @@ from test_contract import AMBIENT, Broken, ambient, same, settings_of_torch, sta
 from torch import Tensor, nn
 
 import torch_geninit as geninit
-from torch_geninit.generators.base import Tile, Verdict, WeightGenerator, noise_stream
+from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.compact import Compact, Tile
 from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.plan import Plan, Route
 
@@ -43,7 +45,7 @@ class Anything(WeightGenerator):
     def verdict(self, plan: Plan) -> Verdict:
         return Verdict(True, 0.0, "trusts itself")
 
-    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
+    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Compact]:
         tiles = {}
         for entry in plan.generated:
             limits = [5, 3] + [10**9] * len(entry.shape)
@@ -263,7 +265,7 @@ def broken(subject: Subject) -> None:
 
     how = subject.random.choice(["nan", "lost", "shape", "raises"])
 
-    def spoil(tiles: dict[str, Tile]) -> None:
+    def spoil(tiles: dict[str, Compact]) -> None:
         if how == "raises":
             raise MemoryError("on purpose")
         if how == "lost":
@@ -271,7 +273,9 @@ def broken(subject: Subject) -> None:
         elif how == "shape":
             tiles[chosen] = Tile(torch.zeros(2, 2, 2, 2, 2, 2), (2,) * 6)
         else:
-            tiles[chosen].values.view(-1)[0] = math.nan
+            whole = tiles[chosen].expand()
+            whole.view(-1)[0] = math.nan
+            tiles[chosen] = Tile(whole, tuple(whole.shape))
 
     model = subject.recipe.build()
     before, untouched = values(model), state(model)

@@ -118,7 +118,7 @@ def test_every_parameter_of_every_torchvision_model(family: int) -> None:
     for name in names:
         model = network(name, classes=10)
         plan = geninit.plan(model, "ghn", pretrained=generator)
-        tiles = plan.predict().tiles
+        tiles = plan.predict().compact
         missing = {entry.name for entry in plan.entries} - set(tiles)
         if family == 2 and name in ("googlenet", "inception_v3"):
             # GHN-2 follows the first output only

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.reference import ghn2_reference, ghn3_reference, ghn_graph_reference
 from tests.reference.ghn_graph_reference import Described, Unreadable
-from torch_geninit.generators.base import noise_stream
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.published_features import distances, node_shape
 from torch_geninit.graph.autograd import read
 from torch_geninit.graph.autograd_vocabulary import PRIMITIVES

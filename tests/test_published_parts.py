@@ -8,7 +8,8 @@ from published_networks import predict, tiny, torchvision
 from torch import Tensor, nn
 
 from tests.reference import ghn2_reference, ghn3_reference
-from torch_geninit.generators.base import Tile, noise_stream
+from torch_geninit.generators.compact import Tile
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.published import PublishedGHN
 from torch_geninit.generators.published_decoders import scale
 from torch_geninit.generators.published_features import distances

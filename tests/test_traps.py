@@ -286,7 +286,7 @@ def test_every_parameter_of_known_kinds_is_generated(row: str, ghn: GraphHyperNe
         ("Conv3d", "never trained on a 3x3x3 convolution"),
         ("spectral_norm", "parametrized by SpectralNorm, which can't be assigned without side effects"),
         ("LSTM", "never trained on a recurrent weight_ih"),
-        ("Embedding, guessed", "never trained on a embedding weight"),
+        ("Embedding, guessed", "never trained on an embedding weight"),
         ("low-rank update of a frozen tree", "frozen (requires_grad=False)"),
         ("partly frozen", "frozen (requires_grad=False)"),
     ],

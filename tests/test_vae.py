@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from torch_geninit.coverage import plan_layers
-from torch_geninit.generators import vae
-from torch_geninit.generators.base import noise_stream
+from torch_geninit.generators import compact, vae
 from torch_geninit.generators.file import read, write
-from torch_geninit.generators.vae import SliceVAEs
+from torch_geninit.generators.noise import noise_stream
+from torch_geninit.generators.vae import SliceDraws, SliceVAEs
 from torch_geninit.training import encoders
 from torch_geninit.training import vae as training
 from torch_geninit.training.networks import resnet20
@@ -83,6 +83,54 @@ def test_paper_decoder_equals_the_slow_twin_and_samples_its_mean():
     z = torch.empty(11, 4).normal_(generator=noise_stream(1, "w")).double()
     expected = torch.stack([2 * reference.paper_sample(tensors_of(generator), row, (3, 3)) for row in z])
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["slice", "paper"])
+@pytest.mark.parametrize("chunk", [7, 24, 8192])
+def test_any_part_of_a_weight_is_drawn_as_the_whole_is(decoder, chunk, monkeypatch):
+    """Rows, columns, other layouts and dtypes: the same values, wherever the chunks end."""
+    monkeypatch.setattr(vae, "CHUNK", chunk)
+    generator = random_vaes(decoder=decoder)
+    draws = SliceDraws(generator.decoder(0), (12, 5, 3, 3), 0.5, 3, "w", 1.0)
+    whole = generator.draw(0, 60, noise_stream(3, "w"), 0.5).view(12, 5, 3, 3)
+    assert torch.equal(draws.expand(), whole)
+    for start, stop in [(0, 1), (3, 9), (11, 12)]:
+        part = torch.empty(stop - start, 5, 3, 3)
+        draws.write_to(part, start)
+        assert torch.equal(part, whole[start:stop])
+    turned = torch.empty(12, 5, 3, 3).contiguous(memory_format=torch.channels_last)
+    draws.write_to(turned)
+    assert torch.equal(turned, whole)
+    half = torch.empty(12, 5, 3, 3, dtype=torch.bfloat16)
+    draws.write_to(half)
+    assert torch.equal(half, whole.bfloat16())
+    for block in (1, 130, 10**6):
+        monkeypatch.setattr(compact, "GATHERED_ELEMENTS", block)
+        rows, columns = torch.tensor([1, 2, 3, 8, 11]), torch.tensor([0, 4])
+        part = torch.empty(5, 2, 3, 3)
+        draws.write_at([rows, columns, torch.arange(3), torch.arange(3)], part)
+        assert torch.equal(part, whole[rows][:, columns])
+
+
+@pytest.mark.parametrize("decoder", ["slice", "paper"])
+@pytest.mark.parametrize("noise_scale", [0.0, 1.0, 30.0])
+def test_bound_holds_for_every_value(decoder, noise_scale):
+    generator = random_vaes(decoder=decoder, seed=int(noise_scale))
+    draws = SliceDraws(generator.decoder(0), (64, 64, 3, 3), 0.5, 0, "w", noise_scale)
+    assert draws.finite()
+    assert draws.expand().abs().max() <= draws.bound()
+
+
+@pytest.mark.parametrize("decoder", ["slice", "paper"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_broken_tensor_hides_from_the_check(decoder, bad):
+    for name in random_vaes(decoder=decoder).decoders[0].state_dict():
+        generator = random_vaes(decoder=decoder)
+        generator.decoders[0].state_dict()[name].view(-1)[-1] = bad
+        draws = SliceDraws(generator.decoder(0), (2, 2, 3, 3), 0.5, 0, "w", 1.0)
+        assert not draws.finite() or torch.isfinite(draws.expand()).all(), name
+        if not name.endswith("spread") or bad != -math.inf:
+            assert not draws.finite(), name
 
 
 def test_training_and_sampling_share_one_decoder():

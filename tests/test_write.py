@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_geninit as geninit
 from torch_geninit.ambient import fixed
-from torch_geninit.generators.base import Tile, WeightGenerator
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.compact import Tile
 from torch_geninit.reset import reset
 from torch_geninit.shard import local_indices, write_part
 
@@ -219,7 +220,7 @@ class TestShards:
         assert torch.equal(out, tile.expand()[indices[0]][:, indices[1]])
 
     def test_large_shards_are_written_in_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torch_geninit.shard.BUFFER", 50)
+        monkeypatch.setattr("torch_geninit.generators.compact.GATHERED_ELEMENTS", 50)
         tile = Tile(torch.randn(4, 4), (30, 20), amplitude=0.1, name="w")
         out = torch.empty(30, 7)
         write_part(tile, (torch.arange(30), torch.arange(5, 12)), out)

@@ -26,10 +26,11 @@ from torch_geninit.reset import stale_buffers, to_reset
 from torch_geninit.shard import gathered
 from torch_geninit.survey import Slot, survey
 from torch_geninit.targets import Targets, find_targets
-from torch_geninit.write import Assignment, check_tile, check_writable, write
+from torch_geninit.write import Assignment, check_prediction, check_writable, write
 
 if TYPE_CHECKING:
-    from torch_geninit.generators.base import Tile, Verdict, WeightGenerator
+    from torch_geninit.generators.base import Verdict, WeightGenerator
+    from torch_geninit.generators.compact import Compact
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Verb = Literal["vae", "ghn", "noise_ghn"]
@@ -224,18 +225,18 @@ class Plan:
             )
         if self.verb == "vae" and seed is None:
             seed = int(torch.randint(2**31 - 1, (), device="cpu"))
-        tiles: Mapping[str, Tile] = {}
+        compact: Mapping[str, Compact] = {}
         if self.generated:
             with fixed():
-                tiles = self.pretrained.predict(self, seed=seed, noise_scale=noise_scale)
+                compact = self.pretrained.predict(self, seed=seed, noise_scale=noise_scale)
                 for entry in self.generated:
-                    if entry.name not in tiles:
+                    if entry.name not in compact:
                         raise RuntimeError(
                             f"the generator {self.source} made no prediction for {entry.name!r}, which "
                             "it said it would; it is broken, and nothing was changed"
                         )
-                    check_tile(tiles[entry.name], entry.name, entry.shape)
-        return Prediction(self, tiles)
+                    check_prediction(compact[entry.name], entry.name, entry.shape)
+        return Prediction(self, compact)
 
     def write_(
         self,
@@ -342,15 +343,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A generator's compact predictions for a plan: small blocks of values, expanded as they are written.
+    """A generator's compact predictions for a plan, expanded as they are written.
 
     Attributes:
         plan: what was predicted for.
-        tiles: entry's name -> block of values and the rule that expands it.
+        compact: entry's name -> its prediction.
     """
 
     plan: Plan
-    tiles: Mapping[str, Tile] = field(repr=False)
+    compact: Mapping[str, Compact] = field(repr=False)
 
     def write_(self, module: ModuleT, *, prefix: str | None = None, kept: Kept = "keep") -> ModuleT:
         """Fill ``module``, the planned model or a part of it, in place; as :meth:`Plan.write_`."""
@@ -378,7 +379,7 @@ class Prediction:
                     stacklevel=4,
                 )
         write(
-            [Assignment(slot, self.tiles[entry]) for slot, entry in targets.filled.values()],
+            [Assignment(slot, self.compact[entry]) for slot, entry in targets.filled.values()],
             resets,
         )
         return module

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from torch_geninit.generators.compact import runs
+
 if TYPE_CHECKING:
-    from torch_geninit.generators.base import Tile
+    from torch_geninit.generators.compact import Compact
 
 Indices = tuple[Tensor, ...]
 """For each dimension, the indices of the whole tensor that this rank holds, in its order."""
-
-BUFFER = 1 << 20
-"""Numbers gathered at a time where a shard is not a run of whole rows."""
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -79,38 +78,19 @@ def _chunks(indices: Tensor, count: int) -> list[Tensor]:
     return [indices[i * size : (i + 1) * size] for i in range(count)]
 
 
-@torch.no_grad()
-def write_part(tile: Tile, indices: Sequence[Tensor], out: Tensor) -> None:
-    """Expand the part of ``tile`` at ``indices`` into ``out``, and nothing else of the parameter."""
+def write_part(compact: Compact, indices: Sequence[Tensor], out: Tensor) -> None:
+    """Expand the part of a prediction at ``indices`` into ``out``, and nothing else of the parameter."""
     if not out.numel():
         return
-    if not tile.shape:
-        tile.write_to(out)
+    if not compact.shape:
+        compact.write_to(out)
         return
     rows, *others = indices
-    if all(len(i) == extent for i, extent in zip(others, tile.shape[1:], strict=True)):
-        for start, stop in _runs(rows.tolist()):
-            tile.write_to(out[start:stop], int(rows[start]))
-        return
-    modulation = tile._modulation()
-    height, tile_rows = tile.shape[0] // tile.sections, tile.values.shape[0] // tile.sections
-    step = max(1, BUFFER // out[0].numel())
-    for low in range(0, len(rows), step):
-        row, *rest = _grid([rows[low : low + step], *others])
-        section, row = row // height, row % height
-        source = (section * tile_rows + row % tile_rows, *rest)
-        part = tile.values[tuple(i % extent for i, extent in zip(source, tile.values.shape, strict=True))]
-        part = part * tile.scale
-        if modulation is not None:
-            part *= modulation[(section, row // tile_rows, *rest)]
-        out[low : low + step].copy_(part)
-
-
-def _grid(indices: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Lay each dimension's indices along its own axis, so that together they index a block."""
-    return tuple(
-        i.view([-1 if axis == own else 1 for axis in range(len(indices))]) for own, i in enumerate(indices)
-    )
+    whole = all(len(i) == extent for i, extent in zip(others, compact.shape[1:], strict=True))
+    if whole and len(runs(rows.tolist())) == 1:
+        compact.write_to(out, int(rows[0]))
+    else:
+        compact.write_at(indices, out)
 
 
 def take_part(whole: Tensor, indices: Sequence[Tensor], out: Tensor) -> None:
@@ -119,9 +99,3 @@ def take_part(whole: Tensor, indices: Sequence[Tensor], out: Tensor) -> None:
         if len(chosen) != whole.shape[axis]:
             whole = whole.index_select(axis, chosen)
     out.copy_(whole)
-
-
-def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut positions into runs of consecutive rows: [3, 4, 7] gives (0, 2), (2, 3)."""
-    cuts = [0, *(i for i in range(1, len(rows)) if rows[i] != rows[i - 1] + 1), len(rows)]
-    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from torch_geninit.shard import Indices, is_sharded, local_indices, write_part
 from torch_geninit.survey import Slot
 
 if TYPE_CHECKING:
-    from torch_geninit.generators.base import Tile
+    from torch_geninit.generators.compact import Compact
 
 WRITABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
@@ -33,7 +32,7 @@ class Assignment:
     """A parameter of a live module and the prediction that fills it."""
 
     slot: Slot
-    tile: Tile
+    compact: Compact
 
 
 def check_writable(slots: Sequence[Slot], gathered: Container[int] = ()) -> None:
@@ -96,22 +95,22 @@ def _unwritable(p: Tensor) -> tuple[str, str] | None:
     return None
 
 
-def check_tile(tile: Tile, name: str, shape: Sequence[int]) -> None:
-    """Check a prediction against its parameter; costs next to nothing, since tiles are small.
+def check_prediction(compact: Compact, name: str, shape: Sequence[int]) -> None:
+    """Check a prediction against its parameter; costs next to nothing, since predictions are compact.
 
     Raises:
         RuntimeError: the generator is broken: another shape, or values that are not finite.
     """
-    extents = tuple(tile.values.shape)
+    extents = compact.extents
     fits = len(extents) == len(shape) and extents[2:] == tuple(shape[2:]) and 0 not in extents[:2]
-    if tuple(tile.shape) != tuple(shape) or not (fits or 0 in shape):
+    if tuple(compact.shape) != tuple(shape) or not (fits or 0 in shape):
         raise RuntimeError(
             f"the generator's prediction for {name!r} has another shape:\n"
             f"  expected: {tuple(shape)}\n"
-            f"  got:      {tuple(tile.shape)} from a block of {extents}\n"
+            f"  got:      {tuple(compact.shape)} from a block of {extents}\n"
             "The generator is broken; nothing was changed"
         )
-    if not (tile.finite() and math.isfinite(tile.scale) and math.isfinite(tile.amplitude)):
+    if not compact.finite():
         raise RuntimeError(
             f"the generator's prediction for {name!r} holds values that are not finite: its file is "
             "damaged or was exported from a diverged run; nothing was changed"
@@ -119,12 +118,9 @@ def check_tile(tile: Tile, name: str, shape: Sequence[int]) -> None:
 
 
 def _check_range(assignment: Assignment) -> None:
-    tile, parameter = assignment.tile, assignment.slot.parameter
-    if parameter.dtype != torch.float16 or not tile.values.numel():
+    if assignment.slot.parameter.dtype != torch.float16:
         return
-    # Six standard deviations of the modulation that tells repeated blocks apart.
-    largest = float(tile.values.abs().max()) * abs(tile.scale) * (1 + 6 * abs(tile.amplitude))
-    limit = torch.finfo(torch.float16).max
+    largest, limit = assignment.compact.bound(), torch.finfo(torch.float16).max
     if largest > limit:
         raise ValueError(
             f"the prediction for {assignment.slot.name!r} doesn't fit its float16:\n"
@@ -153,20 +149,20 @@ def write(assignments: Sequence[Assignment], resets: Sequence[nn.Module] = ()) -
 
 
 def _copy(assignment: Assignment, indices: Indices | None) -> None:
-    slot, tile = assignment.slot, assignment.tile
+    slot, compact = assignment.slot, assignment.compact
     target: Tensor = slot.parameter
     if slot.norm is not None:
-        g, v = slot.norm.split(tile.expand())
+        g, v = slot.norm.split(compact.expand())
         slot.norm.g.copy_(g)
         slot.norm.v.copy_(v)
     elif is_sharded(target):
         if indices is not None:
-            write_part(tile, indices, _local(target))
+            write_part(compact, indices, _local(target))
     elif target.is_inference():
         with torch.inference_mode():
-            tile.write_to(target)
+            compact.write_to(target)
     else:
-        tile.write_to(target)
+        compact.write_to(target)
 
 
 def _local(parameter: Tensor) -> Tensor:

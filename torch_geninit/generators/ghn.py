@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torch_geninit.generators.base import Tile, Verdict, WeightGenerator, noise_stream
+from torch_geninit.generators.base import Verdict, WeightGenerator
 from torch_geninit.generators.card import expect
+from torch_geninit.generators.compact import Tile
 from torch_geninit.generators.decoder import Decoder, Piece
 from torch_geninit.generators.encoder import Encoder
 from torch_geninit.generators.expectation import Expectation, MeasuredNetworks
 from torch_geninit.generators.features import NodeFeatures, node_features
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.trust import expectation, judge
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
 from torch_geninit.graph.landmarks import head_nodes, normalised_kernels, packed_sections
@@ -163,9 +165,10 @@ class GraphHyperNetwork(WeightGenerator):
             return "not reached by any operation of the graph"
         node = architecture.nodes[entry.node]
         use = architecture.uses[entry.name][1]
-        if kind(node, use) in self.card["trained"]["kinds"] and self.decoder.piece(node, use, head=False):
+        what = kind(node, use)
+        if what in self.card["trained"]["kinds"] and self.decoder.piece(node, use, head=False):
             return None
-        return f"never trained on a {kind(node, use)}"
+        return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {what}"
 
     def verdict(self, plan: Plan) -> Verdict:
         return judge(plan, self.card["trained"], self._measured)

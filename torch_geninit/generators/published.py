@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torch_geninit.generators.base import Tile, Verdict, WeightGenerator, noise_stream
+from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.compact import Tile
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.published_decoders import (
     FlatDecoder,
     KernelDecoder,

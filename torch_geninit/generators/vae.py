@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_geninit.generators.base import Tile, Verdict, WeightGenerator, noise_stream
+from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.compact import Compact, blocks_of_rows, runs
+from torch_geninit.generators.noise import noise_stream
+from torch_geninit.generators.slice_decoders import PaperDecoder, SliceDecoder
 
 if TYPE_CHECKING:
     from torch_geninit.graph.architecture import Architecture, Shape
@@ -18,12 +21,6 @@ if TYPE_CHECKING:
 
 CHUNK = 8192
 """Slices decoded at once. Noise is drawn chunk by chunk, so this number is part of the sampling algorithm."""
-
-LOG_SCALE_LIMIT = 3.0
-"""Bound on a slice's log-scale: no draw is more than e^3 times wider or narrower than its layer."""
-
-Sampler = Callable[[Tensor, torch.Generator, float], None]
-"""Fills its first argument, shape (slices, positions), with draws: (out, noise stream, noise scale)."""
 
 
 @dataclass(frozen=True)
@@ -45,108 +42,100 @@ class TrainedLayer:
     std: float
 
 
-class SliceDecoder(nn.Module):
-    r"""Law of one standardised kernel slice given its latent vector z.
+@dataclass(frozen=True)
+class SliceDraws(Compact):
+    """A convolution's weights as slices still to be drawn: nothing is stored but who draws them.
 
-    .. math:: x = e^{s(z)} (m(z) + L \epsilon), \quad (m, s)(z) = W_2 h(W_1 z + b_1) + b_2,
-        \quad \epsilon \sim N(0, I)
-
-    The lower triangular L is learned: kernel positions are correlated, and what the latents leave over is
-    correlated too. The scale s(z) gives slices their heavy tail. h clamps to [-1, 1]: it fits as well as
-    tanh and costs a quarter. A raw slice is ``mean + std * x``.
-
-    Args:
-        latent: values in z.
-        hidden: hidden units.
-        positions: kernel positions in a slice, 9 for 3x3.
+    Attributes:
+        decoder: law of a slice.
+        shape: of the weight; slices (o, i) follow each other row by row.
+        gain: factor on all values.
+        seed, name: of the noise stream.
+        noise_scale: factor on all noise.
     """
 
-    def __init__(self, latent: int, hidden: int, positions: int) -> None:
-        super().__init__()
-        self.latent, self.positions = latent, positions
-        self.inner = nn.Linear(latent, hidden)
-        self.outer = nn.Linear(hidden, positions + 1)
-        # Strictly lower triangle of L; logarithms of its diagonal on the diagonal.
-        self.spread = nn.Parameter(torch.zeros(positions, positions))
-        self.register_buffer("mean", torch.zeros(positions))
-        self.register_buffer("std", torch.ones(positions))
-        self.mean: Tensor
-        self.std: Tensor
+    decoder: SliceDecoder | PaperDecoder
+    shape: Shape
+    gain: float
+    seed: int
+    name: str
+    noise_scale: float
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return m(z) of shape (N, positions) and s(z) of shape (N, 1)."""
-        out = self.outer(self.inner(z).clamp(-1, 1))
-        return out[:, :-1], out[:, -1:].clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
+    def finite(self) -> bool:
+        return math.isfinite(self.bound())
 
-    def factor(self) -> Tensor:
-        """Return L, the Cholesky factor of the likelihood's covariance."""
-        return self.spread.tril(-1) + torch.diag(self.spread.diagonal().exp())
+    def bound(self) -> float:
+        return abs(self.gain) * self.decoder.bound(self.noise_scale)
 
-    def sampler(self, gain: float) -> Sampler:
-        """Return a function that draws raw slices times ``gain``.
+    def slices(self) -> SliceStream:
+        """Return the slices, to be read from the first on."""
+        stream = noise_stream(self.seed, self.name)
+        return SliceStream(self.decoder, math.prod(self.shape[:2]), stream, self.gain, self.noise_scale)
 
-        Slices are the columns of one buffer with the rows (hidden units, noise, 1, latents), so that a layer
-        is one product with all that is fixed folded into its matrix; slices as rows take half as long again.
-        """
-        hidden, noise = self.inner.out_features, self.positions
-        std = (self.std * gain)[:, None]
-        inner = torch.cat([self.inner.bias[:, None], self.inner.weight], 1)
-        outer = torch.zeros(self.positions + 1, hidden + noise + 1)
-        outer[:-1, :hidden] = self.outer.weight[:-1] * std
-        outer[-1, :hidden] = self.outer.weight[-1]
-        outer[:-1, hidden:-1] = self.factor() * std
-        outer[:, -1] = self.outer.bias
-        outer[:-1, -1:] *= std
-        mean = (self.mean * gain)[:, None]
+    def _expand(self, out: Tensor, start: int) -> None:
+        if out.dtype == torch.float32 and out.device.type == "cpu" and out.is_contiguous():
+            self.slices().read(start * self.shape[1], out.view(-1, *self.shape[2:]))
+        else:
+            self._expand_at([torch.arange(start, start + len(out)), *map(torch.arange, self.shape[1:])], out)
 
-        def sample(out: Tensor, stream: torch.Generator, noise_scale: float) -> None:
-            buffer = torch.empty(hidden + noise + 1 + self.latent, len(out))
-            buffer[hidden : hidden + noise].normal_(0, noise_scale, generator=stream)
-            buffer[hidden + noise] = 1
-            buffer[hidden + noise + 1 :].normal_(0, noise_scale, generator=stream)
-            torch.mm(inner, buffer[hidden + noise :], out=buffer[:hidden]).clamp_(-1, 1)
-            x = outer @ buffer[: hidden + noise + 1]
-            scale = x[-1:].clamp_(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT).exp_()
-            torch.addcmul(mean, x[:-1], scale, out=out.t())
-
-        return sample
+    def _expand_at(self, indices: Sequence[Tensor], out: Tensor) -> None:
+        rows, *others = indices
+        slices = self.slices()
+        for low, high in blocks_of_rows(len(rows), math.prod(self.shape[1:])):
+            block = torch.empty(high - low, *self.shape[1:])
+            for start, stop in runs(rows[low:high].tolist()):
+                first = int(rows[low + start]) * self.shape[1]
+                slices.read(first, block[start:stop].view(-1, *self.shape[2:]))
+            for axis, chosen in enumerate(others, start=1):
+                if len(chosen) != self.shape[axis]:
+                    block = block.index_select(axis, chosen)
+            out[low:high].copy_(block)
 
 
-class PaperDecoder(nn.Module):
-    """Decoder of Harder et al. 2023, whose mean is the sample: 1x1, transposed k x k, 1x1, with ELUs between.
+class SliceStream:
+    """Slices of one weight in their order, drawn in chunks, each chunk once.
 
     Args:
-        latent: values in z.
-        hidden: channels between the transposed and the last convolution; twice as many before.
-        kernel_size: of the slice, two extents.
+        decoder: law of a slice.
+        count: number of slices; the last chunk may be a shorter one.
+        stream: of the noise.
+        gain: factor on all values.
+        noise_scale: factor on all noise.
     """
 
-    def __init__(self, latent: int, hidden: int, kernel_size: Shape) -> None:
-        super().__init__()
-        height, width = kernel_size
-        self.latent = latent
-        self.layers = nn.Sequential(
-            nn.Unflatten(1, (latent, 1, 1)),
-            nn.Conv2d(latent, 2 * hidden, 1),
-            nn.ELU(),
-            nn.ConvTranspose2d(2 * hidden, hidden, (height, width)),
-            nn.ELU(),
-            nn.Conv2d(hidden, 1, 1),
-            nn.Flatten(),
-        )
+    def __init__(
+        self,
+        decoder: SliceDecoder | PaperDecoder,
+        count: int,
+        stream: torch.Generator,
+        gain: float = 1.0,
+        noise_scale: float = 1.0,
+    ) -> None:
+        with torch.no_grad():
+            self.sample = decoder.sampler(gain)
+        self.count, self.stream, self.noise_scale = count, stream, noise_scale
+        # The next chunk starts at `end`; `kept` holds slices just before it that may still be wanted.
+        self.end, self.kept = 0, torch.empty(0)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean slice (N, positions) and a log-scale of zeros (N, 1)."""
-        return self.layers(z), z.new_zeros(len(z), 1)
-
-    def sampler(self, gain: float) -> Sampler:
-        """Return a function that draws raw slices times ``gain``."""
-
-        def sample(out: Tensor, stream: torch.Generator, noise_scale: float) -> None:
-            z = torch.empty(len(out), self.latent).normal_(0, noise_scale, generator=stream)
-            torch.mul(self.layers(z), gain, out=out)
-
-        return sample
+    @torch.no_grad()
+    def read(self, first: int, out: Tensor) -> None:
+        """Fill ``out`` (slices, kernel extents) with slices from ``first`` on, which never goes back."""
+        flat = out.view(len(out), -1)
+        stop = first + len(out)
+        while True:
+            begin = self.end - len(self.kept)
+            low, high = max(first, begin), min(stop, self.end)
+            if low < high:
+                flat[low - first : high - first] = self.kept[low - begin : high - begin]
+            if stop <= self.end:
+                return
+            begin, self.end = self.end, min(self.end + CHUNK, self.count)
+            if first <= begin and self.end <= stop:
+                self.sample(flat[begin - first : self.end - first], self.stream, self.noise_scale)
+                self.kept = flat[:0]
+            else:
+                self.kept = flat.new_empty(self.end - begin, flat.shape[1])
+                self.sample(self.kept, self.stream, self.noise_scale)
 
 
 class SliceVAEs(WeightGenerator):
@@ -203,9 +192,10 @@ class SliceVAEs(WeightGenerator):
     def verdict(self, plan: Plan) -> Verdict:
         return Verdict(True, 0.0, "slices are drawn layer by layer, whatever the network around them")
 
-    @torch.no_grad()
-    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
-        """Draw every parameter that is to be generated; the same seed and name give the same values.
+    def predict(
+        self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0
+    ) -> dict[str, SliceDraws]:
+        """Say how every parameter is drawn; the same seed and name give the same values.
 
         Args:
             plan: whose generated entries are convolution weights that :meth:`refusal` lets pass.
@@ -217,9 +207,9 @@ class SliceVAEs(WeightGenerator):
         """
         if seed is None:
             raise ValueError("slice VAEs draw random weights: expected a seed, got None; pass seed=")
-        return {entry.name: self._tile(entry, seed, noise_scale) for entry in plan.generated}
+        return {entry.name: self._draws(entry, seed, noise_scale) for entry in plan.generated}
 
-    def _tile(self, entry: Entry, seed: int, noise_scale: float) -> Tile:
+    def _draws(self, entry: Entry, seed: int, noise_scale: float) -> SliceDraws:
         layer = entry.layer
         index = None if layer is None else self.choose(layer.kernel_size, layer.depth)
         if index is None:
@@ -229,19 +219,19 @@ class SliceVAEs(WeightGenerator):
             gain = math.sqrt(2 / entry.fan_in) / trained.std
         else:
             gain = math.sqrt(trained.fan_in / entry.fan_in)
-        stream = noise_stream(seed, entry.canonical)
-        slices = self.draw(index, math.prod(entry.shape[:2]), stream, gain, noise_scale)
-        return Tile(slices.view(entry.shape), entry.shape, name=entry.canonical)
+        return SliceDraws(self.decoder(index), entry.shape, gain, seed, entry.canonical, noise_scale)
 
-    @torch.no_grad()
+    def decoder(self, index: int) -> SliceDecoder | PaperDecoder:
+        """Return the law of the VAE ``index``."""
+        decoder: SliceDecoder | PaperDecoder = self.decoders[index]  # type: ignore[assignment]
+        return decoder
+
     def draw(
         self, index: int, count: int, stream: torch.Generator, gain: float = 1.0, noise_scale: float = 1.0
     ) -> Tensor:
         """Draw ``count`` slices (count, positions) from the VAE ``index``, times ``gain``."""
-        sample: Sampler = self.decoders[index].sampler(gain)  # type: ignore[operator]
         slices = torch.empty(count, math.prod(self.layers[index].kernel_size))
-        for start in range(0, count, CHUNK):
-            sample(slices[start : start + CHUNK], stream, noise_scale)
+        SliceStream(self.decoder(index), count, stream, gain, noise_scale).read(0, slices)
         return slices
 
 
@@ -259,7 +249,7 @@ def _trained_layer(record: Mapping[str, Any]) -> TrainedLayer:
     return TrainedLayer(str(record["name"]), kernel_size, fan_in, depth, std)
 
 
-def _decoder(sizes: Mapping[str, Any], kernel_size: Shape) -> nn.Module:
+def _decoder(sizes: Mapping[str, Any], kernel_size: Shape) -> SliceDecoder | PaperDecoder:
     latent, hidden, name = sizes["latent"], sizes["hidden"], sizes["decoder"]
     for key, value in (("latent", latent), ("hidden", hidden)):
         if type(value) is not int or value < 1:

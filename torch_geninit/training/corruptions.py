@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_geninit.generators.base import noise_stream
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.data import Split
 
 SEVERITIES = (1, 2, 3, 4, 5)

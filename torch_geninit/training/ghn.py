@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from torch_geninit.generators.base import noise_stream
 from torch_geninit.generators.features import node_features
 from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.graph.trace import trace
 from torch_geninit.graph.vocabulary import PRIMITIVES
 from torch_geninit.training.architectures import WEIGHTS, Pool, Space, SpaceOptions, sample_unseen

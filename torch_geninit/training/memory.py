@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import torch_geninit as geninit
-from torch_geninit.generators.base import noise_stream
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.classifier import logits_of
 from torch_geninit.training.data import Split
 from torch_geninit.training.networks import resnet20

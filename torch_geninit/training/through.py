@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from torch_geninit.generators.base import Tile
+from torch_geninit.generators.compact import Tile
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.training.architectures import Sample
 from torch_geninit.training.classifier import resize

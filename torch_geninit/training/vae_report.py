@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_geninit.generators.base import noise_stream
+from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.encoders import evidence
 from torch_geninit.training.slices import LayerSlices, read_slices
 from torch_geninit.training.vae import TrainedVAEs
