@@ -31,7 +31,7 @@ class Recipe:
     Attributes:
         optimizer: ``"sgd"`` with Nesterov momentum, or ``"muon"``: orthogonalised momentum for convolution
             kernels (``lr`` is theirs) beside SGD at 0.1 for the rest, which learns more from each image.
-        augment: what :meth:`Split.shuffled_batches` does to images.
+        augment, shift: what :meth:`Split.shuffled_batches` does to images; pixels of the whole image.
         amp: autocast to bfloat16, twice as fast on GPUs and on CPUs with bfloat16 instructions.
     """
 
@@ -42,6 +42,7 @@ class Recipe:
     batch_size: int = 128
     warmup: float = 0.2
     augment: Augment = "flip-crop"
+    shift: int = 4
     optimizer: Literal["sgd", "muon"] = "sgd"
     amp: bool = False
 
@@ -121,7 +122,9 @@ def train_classifier(
     for epoch in range(first, recipe.epochs):
         resolution = recipe.resolution(epoch)
         total = 0.0
-        batches = train.shuffled_batches(recipe.batch_size, generator, augment=recipe.augment)
+        batches = train.shuffled_batches(
+            recipe.batch_size, generator, augment=recipe.augment, shift=recipe.shift
+        )
         for step, (images, labels) in enumerate(batches):
             rate = recipe.share_of_lr((epoch * steps + step) / (recipe.epochs * steps))
             optimizer.set_lr(rate)

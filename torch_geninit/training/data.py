@@ -58,15 +58,18 @@ class Split:
             yield self.normalise(self.images[start:stop]), self.labels[start:stop]
 
     def shuffled_batches(
-        self, batch_size: int, generator: torch.Generator, *, augment: Augment
+        self, batch_size: int, generator: torch.Generator, *, augment: Augment, shift: int = 4
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one epoch of normalised batches in random order; an incomplete last batch is dropped."""
+        """Yield one epoch of normalised batches in random order; an incomplete last batch is dropped.
+
+        ``"flip-crop"`` shifts each image by up to ``shift`` pixels in each direction.
+        """
         order = torch.randperm(len(self), generator=generator).to(self.images.device)
         for start in range(0, len(self) - batch_size + 1, batch_size):
             chosen = order[start : start + batch_size]
             images = self.images[chosen]
             if augment != "none":
-                images = flip_and_crop(images, generator, padding=4 * (augment == "flip-crop"))
+                images = flip_and_crop(images, generator, padding=shift * (augment == "flip-crop"))
             yield self.normalise(images), self.labels[chosen]
 
 
