@@ -13,6 +13,7 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.plan import Route
 from torch_geninit.training import coverage
 from torch_geninit.training.coverage import Row, Subject
+from torch_geninit.training.coverage_page import section
 
 SECTIONS = (
     "torchvision classification",
@@ -87,7 +88,7 @@ def test_a_section_reads_well() -> None:
         Row("two", "", 8, 4, 5, 3, 3, Counter({"no b": 1, "no a": 4}), (1, 2, 3, 4), None, 2_000_000, None),
         Row("three", "ValueError: no"),
     ]
-    text = coverage.section(rows, "own", "lib 1.0")
+    text = section(rows, "own", "lib 1.0")
     assert text.startswith("## own\n\n2 of 3 models (lib 1.0): no exception")
     assert (
         "71.4 % are generated: at least 95 % on 1 models, at least 80 % on 1, least on one (50.0 %)" in text

@@ -1,0 +1,96 @@
+"""Measure a hypernetwork while it is trained: predicted weights of networks that it never sees, no step."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_geninit.calibrate import recalibrate_bn_
+from torch_geninit.generators.features import node_features
+from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.graph.trace import trace
+from torch_geninit.training.architectures import Space, SpaceOptions, sample_unseen
+from torch_geninit.training.classifier import score
+from torch_geninit.training.data import Split
+from torch_geninit.training.networks import resnet20
+from torch_geninit.training.through import logits_through
+
+
+def check(
+    generator: GraphHyperNetwork,
+    space: Space,
+    options: SpaceOptions,
+    calibration: Split,
+    validation: Split,
+) -> dict[str, Any]:
+    """Measure on validation images: the held-out ResNet-20 (of a noise GHN also two members), and two unseen
+    networks of each family, these with batch statistics on 1,000 images.
+    """
+    result: dict[str, Any] = {}
+    plain = score(initialised_resnet20(generator, space, calibration), validation)
+    result["validation_accuracy"], result["validation_nll"] = plain
+    if generator.noise_width:
+        members = [
+            score(initialised_resnet20(generator, space, calibration, seed=seed), validation)
+            for seed in (0, 1)
+        ]
+        result["member_accuracy"] = sum(m.accuracy for m in members) / len(members)
+    few = validation.spread(1000)
+    result["unseen"] = {
+        family: sum(unseen_accuracy(generator, space, options, family, k, few) for k in (0, 1)) / 2
+        for family in options.families
+    }
+    result["unseen_mean"] = statistics.mean(result["unseen"].values())
+    return result
+
+
+@torch.no_grad()
+def unseen_accuracy(
+    generator: GraphHyperNetwork,
+    space: Space,
+    options: SpaceOptions,
+    family: str,
+    number: int,
+    images: Split,
+) -> float:
+    """Measure an unseen network of ``family`` with predicted weights and batch statistics."""
+    network = space.within(
+        lambda random_: sample_unseen(random_, {family: 1.0}), f"unseen/{family}/{number}", options.most_macs
+    )
+    right = sum(
+        (logits_through(generator, network, x.to(space.device)).argmax(1).cpu() == y.cpu()).sum().item()
+        for x, y in images.batches()
+    )
+    return right / len(images)
+
+
+@torch.no_grad()
+def initialised_resnet20(
+    generator: GraphHyperNetwork,
+    space: Space,
+    calibration: Split,
+    *,
+    seed: int | None = None,
+    noise_scale: float = 1.0,
+) -> nn.Module:
+    """Build the held-out ResNet-20 with predicted parameters, its BatchNorm calibrated on ``calibration``."""
+    model = resnet20(generator.classes)
+    architecture = trace(model, space.example)
+    model.to(space.device)
+    noise = None
+    if seed is not None:
+        draws = torch.Generator().manual_seed(seed)
+        noise = noise_scale * torch.randn(len(architecture.nodes), generator.noise_width, generator=draws)
+    tiles = generator(
+        architecture,
+        [name for name, _ in model.named_parameters()],
+        features=node_features(architecture).to(space.device),
+        noise=None if noise is None else noise.to(space.device).__getitem__,
+    )
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tiles[name].repeat())
+    recalibrate_bn_(model, (images for images, _ in calibration.batches()))
+    return model
