@@ -171,7 +171,10 @@ def exported(**changes: Any) -> manifest.Record:
         "seed": 3,
         "duration_seconds": 90.0,
         "machine": "two cores",
-        "numbers": {"accuracy": 0.75, "by layer": {"conv1": {"mse": 0.25}}},
+        "numbers": {
+            "accuracy": 0.75,
+            "by layer": {"conv1": {"mse": 0.25, "kl": 1.5}, "conv2": {"mse": 0.5, "kl": 2.0}},
+        },
     }
     return exporting.export(toy(), "toy", **{**fields, **changes})
 
@@ -194,7 +197,8 @@ class TestExport:
         card = huggingface_hub.ModelCard(text)
         assert card.data.license == "mit"
         assert 'geninit.ghn_(model, pretrained="toy")' in body
-        assert "| accuracy | 0.75 |" in body and "| by layer, conv1, mse | 0.25 |" in body
+        assert "| accuracy | 0.75 |\n\n| by layer | mse | kl |\n" in body
+        assert "\n| conv1 | 0.25 | 1.5 |\n| conv2 | 0.5 | 2 |\n" in body
         assert manifest.read()[0].sha256 in body
 
     @pytest.mark.parametrize("kind", sorted(set(KINDS) | {"published-ghn"}))

@@ -40,7 +40,10 @@ def render(record: Record) -> str:
         tags=["weight-initialization", "hypernetwork" if "ghn" in record.kind else "vae", "pytorch"],
     )
     call = VERBS[record.kind].replace(")", f', pretrained="{record.name}")')
-    numbers = "\n".join(f"| {name} | {value} |" for name, value in _rows(record.numbers))
+    tables = {name: value for name, value in record.numbers.items() if _is_table(value)}
+    single = {name: value for name, value in record.numbers.items() if name not in tables}
+    numbers = "\n".join(f"| {name} | {value} |" for name, value in _rows(single))
+    numbers += "".join(_table(name, rows) for name, rows in tables.items())
     size = " x ".join(map(str, record.input["size"]))
     normalisation = ", ".join(
         f"{m} ± {s}" for m, s in zip(record.input["mean"], record.input["std"], strict=True)
@@ -91,6 +94,30 @@ def _rows(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield _cell(prefix + name), ", ".join(f"{item:.4g}" for item in value)
         else:
             yield _cell(prefix + name), f"{value:.4g}"
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a number's value is records with the same entries, one for each layer or the like."""
+    records = list(value.values()) if isinstance(value, dict) else []
+    return bool(records) and all(
+        isinstance(record, dict)
+        and record.keys() == records[0].keys()
+        and not any(isinstance(item, dict | list) for item in record.values())
+        for record in records
+    )
+
+
+def _table(name: str, records: Mapping[str, Mapping[str, float]]) -> str:
+    columns = list(next(iter(records.values())))
+    lines = [
+        f"| {_cell(name)} | " + " | ".join(map(_cell, columns)) + " |",
+        "|---|" + "---:|" * len(columns),
+        *(
+            f"| {_cell(row)} | " + " | ".join(f"{value:.4g}" for value in record.values()) + " |"
+            for row, record in records.items()
+        ),
+    ]
+    return "\n\n" + "\n".join(lines)
 
 
 def _cell(text: str) -> str:
