@@ -90,6 +90,8 @@ class TestParse:
             ({"licence": " "}, "'licence'"),
             ({"seed": -1}, "'seed'"),
             ({"duration_seconds": "1 h"}, "'duration_seconds'"),
+            ({"core_hours": -1}, "'core_hours'"),
+            ({"learning_rate": ""}, "'learning_rate'"),
         ],
     )
     def test_refused(self, changes: dict[str, Any], part: str) -> None:

@@ -167,9 +167,12 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def exported(**changes: Any) -> manifest.Record:
     fields: dict[str, Any] = {
         "training_data": "none",
+        "architectures": "one toy",
+        "learning_rate": "any",
         "command": "python -m torch_geninit.training ghn --seed 3",
         "seed": 3,
         "duration_seconds": 90.0,
+        "core_hours": 0.5,
         "machine": "two cores",
         "numbers": {
             "accuracy": 0.75,

@@ -41,12 +41,15 @@ class Record:
         revision: commit of the repository, 40 hex digits, never a branch; None while it is not published.
         licence: of the weights, as an SPDX identifier.
         training_data: what it was trained on.
+        architectures: that training saw.
+        learning_rate: advice on how to train from what it makes.
         vocabulary: version of the vocabulary, and fingerprints of reference graphs.
         input: size of the images that generated networks expect, and their normalisation.
         numbers: what was measured, name -> number (or a nested object of numbers).
         command: how to train it again.
         seed: of that training.
         duration_seconds: of that training.
+        core_hours: processor time of everything that led here, earlier legs and zoos included.
         machine: that training ran on.
     """
 
@@ -59,12 +62,15 @@ class Record:
     revision: str | None
     licence: str
     training_data: str
+    architectures: str
+    learning_rate: str
     vocabulary: Mapping[str, Any]
     input: Mapping[str, Any]
     numbers: Mapping[str, Any]
     command: str
     seed: int
     duration_seconds: float
+    core_hours: float
     machine: str
 
 
@@ -189,9 +195,11 @@ def _check_seed(what: str, value: Any) -> None:
     expect(type(value) is int and 0 <= value < 1 << 64, what, "an integer from 0", value)
 
 
-def _check_duration(what: str, value: Any) -> None:
-    finite = type(value) in (int, float) and math.isfinite(value) and value >= 0
-    expect(finite, what, "seconds", value)
+def _check_time(unit: str) -> Callable[[str, Any], None]:
+    def check(what: str, value: Any) -> None:
+        expect(type(value) in (int, float) and math.isfinite(value) and value >= 0, what, unit, value)
+
+    return check
 
 
 def _check_numbers(what: str, value: Any, depth: int = 3) -> None:
@@ -222,11 +230,14 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     ),
     "licence": check_text,
     "training_data": check_text,
+    "architectures": check_text,
+    "learning_rate": check_text,
     "vocabulary": check_vocabulary,
     "input": check_input,
     "numbers": _check_numbers,
     "command": check_text,
     "seed": _check_seed,
-    "duration_seconds": _check_duration,
+    "duration_seconds": _check_time("seconds"),
+    "core_hours": _check_time("hours"),
     "machine": check_text,
 }

@@ -35,9 +35,12 @@ def export(
     name: str,
     *,
     training_data: str,
+    architectures: str,
+    learning_rate: str,
     command: str,
     seed: int,
     duration_seconds: float,
+    core_hours: float,
     machine: str,
     numbers: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
@@ -49,7 +52,8 @@ def export(
     Args:
         generator: with a complete card.
         name: what users will pass as ``pretrained=``.
-        training_data, command, seed, duration_seconds, machine, numbers: fields of the manifest's record.
+        training_data, architectures, learning_rate, command, seed, duration_seconds, core_hours, machine,
+            numbers: fields of the manifest's record.
         dtype: of the tensors in the file.
 
     Returns:
@@ -76,12 +80,15 @@ def export(
             revision=None,
             licence=card["licence"],
             training_data=training_data,
+            architectures=architectures,
+            learning_rate=learning_rate,
             vocabulary=card["vocabulary"],
             input=card["input"],
             numbers=dict(numbers),
             command=command,
             seed=seed,
             duration_seconds=round(duration_seconds, 1),
+            core_hours=core_hours,
             machine=machine,
         )
         manifest.update(record)
@@ -234,6 +241,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measured", type=Path, help="measured.json of training expectation")
     record = parser.add_argument_group("for the manifest")
     record.add_argument("--training-data", help="what it was trained on, in words")
+    record.add_argument("--architectures", help="that training saw, in words")
+    record.add_argument("--learning-rate", help="advice on training from what it makes, in words")
+    record.add_argument("--core-hours", type=float, help="of everything that led here")
     record.add_argument("--command-line", help="the command that trains it again")
     record.add_argument("--seed", type=int, default=0, help="of the training run")
     record.add_argument("--machine", default=this_machine(), help="that trained it")
@@ -254,16 +264,20 @@ def main(arguments: argparse.Namespace) -> None:
         Path(arguments.output).mkdir(parents=True, exist_ok=True)
         file.write(generator, Path(arguments.output) / f"{arguments.name}.safetensors", dtype)
         return
-    missing = [f"--{name}" for name in ("training-data", "command-line") if not _given(arguments, name)]
+    needed = ("training-data", "architectures", "learning-rate", "core-hours", "command-line")
+    missing = [f"--{name}" for name in needed if not _given(arguments, name)]
     if missing:
-        raise SystemExit(f"the manifest needs {' and '.join(missing)}; or pass --output for the file alone")
+        raise SystemExit(f"the manifest needs {', '.join(missing)}; or pass --output for the file alone")
     export(
         generator,
         arguments.name,
         training_data=arguments.training_data,
+        architectures=arguments.architectures,
+        learning_rate=arguments.learning_rate,
         command=arguments.command_line,
         seed=arguments.seed,
         duration_seconds=_checkpoint(arguments.run)["seconds"],
+        core_hours=arguments.core_hours,
         machine=arguments.machine,
         numbers=measured_numbers(arguments.numbers, Path(arguments.run)),
         dtype=dtype,
@@ -271,4 +285,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _given(arguments: argparse.Namespace, name: str) -> bool:
-    return bool(getattr(arguments, name.replace("-", "_")))
+    return getattr(arguments, name.replace("-", "_")) not in (None, "")

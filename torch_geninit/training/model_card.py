@@ -65,6 +65,8 @@ geninit.{call}
 Made for images of size {size}, pixels scaled to 0..1 and then normalised (mean ± standard deviation by
 channel: {normalisation}). Method: {PAPER}.
 
+Learning rate: {record.learning_rate}
+
 ## What was measured
 
 | measure | value |
@@ -76,9 +78,11 @@ channel: {normalisation}). Method: {PAPER}.
 | | |
 |---|---|
 | training data | {_cell(record.training_data)} |
+| architectures seen | {_cell(record.architectures)} |
 | command | `{_cell(record.command)}` |
 | seed | {record.seed} |
 | duration | {record.duration_seconds / 60:.0f} minutes |
+| cost | {record.core_hours:g} core-hours, with all that led to it |
 | machine | {_cell(record.machine)} |
 | file | `{record.filename}`, {record.size / 1e6:.2f} MB, sha256 `{record.sha256}` |
 | licence | {record.licence} |
