@@ -19,6 +19,7 @@ import torch
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.file import read, write
 from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.generators.trust import MEASURES
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.graph import vocabulary
 
@@ -46,7 +47,7 @@ TRAINED_GHN: dict[str, Any] = {
         "batch_norm bias",
     ],
     "patterns": [],
-    "ranges": {},
+    "ranges": {measure: [0.0, 0.0] for measure in MEASURES},
     "threshold": 1000.0,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -152,3 +153,36 @@ def test_moves_to_the_models_precision_only_in_device() -> None:
     geninit.recalibrate_bn_(model, data)
     expected = geninit.recalibrate_bn_(net(), batches())
     torch.testing.assert_close(model[4].running_var.float(), expected[4].running_var)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (torch.zeros(4, 3, 8, 8), TypeError, r"pass a DataLoader, or a single batch as \[batch\]"),
+        (None, TypeError, "expected an iterable of batches, got NoneType"),
+        ([{"x": torch.zeros(1)}], TypeError, "batch 1: expected a tensor .* got dict"),
+        ([()], TypeError, "batch 1: .* got tuple"),
+        ([torch.zeros(4, 3, 8, 8), torch.zeros(0, 3, 8, 8)], ValueError, "batch 2: .* empty"),
+        ([torch.full((4, 3, 8, 8), torch.nan)], ValueError, "batch 1: expected finite values"),
+        ([torch.full((4, 3, 8, 8), 1e38)], ValueError, "statistics of '[14]' would not be finite"),
+    ],
+)
+def test_bad_batches_are_refused_and_change_nothing(
+    given: object, error: type[Exception], message: str
+) -> None:
+    model = net()
+    before = buffers(model)
+    with pytest.raises(error, match=message):
+        geninit.recalibrate_bn_(model, given)  # type: ignore[arg-type]
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from Python 3.11 on")
+@pytest.mark.parametrize(
+    "batch", [torch.zeros(3, 8, 8), torch.zeros(4, 1, 8, 8), torch.zeros(4, 3, 8, 8).byte()]
+)
+def test_what_the_model_refuses_is_said_of_which_batch(batch: Tensor) -> None:
+    with pytest.raises(Exception) as caught:
+        geninit.recalibrate_bn_(net(), [batch])
+    (note,) = caught.value.__notes__
+    assert f"on batch 1: a {batch.dtype} tensor of shape {tuple(batch.shape)}" in note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, TypeVar
@@ -36,7 +37,9 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
         ``model`` itself.
 
     Raises:
-        ValueError: if there are no batches, or the model is on the meta device or still lazy.
+        ValueError: if there are no batches, one holds no values or some that are not finite, the statistics
+            come out not finite, or the model is on the meta device or still lazy.
+        TypeError: if a batch is no tensor and doesn't start with one.
         Exception: whatever the model or ``batches`` raise; the old statistics are put back first.
 
     Example:
@@ -73,6 +76,8 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
                 layer.momentum = None
                 layer.reset_running_stats()
             _run(model, batches, device)
+            for name, layer in layers.items():
+                _check_finite(name, layer)
         except BaseException:
             for tensor, value in before:
                 tensor.copy_(value)
@@ -86,16 +91,50 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
 
 
 def _run(model: nn.Module, batches: Iterable[Tensor | Sequence[Any]], device: torch.device) -> None:
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches: expected an iterable of batches, got {type(batches).__name__}; "
+            "pass a DataLoader, or a single batch as [batch]"
+        )
     count = 0
     for count, batch in enumerate(batches, start=1):
-        inputs = batch if isinstance(batch, Tensor) else batch[0]
+        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(inputs, Tensor):
             raise TypeError(
-                f"batch {count}: expected a tensor or a tuple that starts with one, "
-                f"got {type(inputs).__name__}"
+                f"batch {count}: expected a tensor or a tuple that starts with one, got {_sort(batch)}"
             )
-        model(inputs.to(device))
+        if not inputs.numel():
+            raise ValueError(f"batch {count}: expected values, got an empty tensor {tuple(inputs.shape)}")
+        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+            raise ValueError(f"batch {count}: expected finite values, got some that are not")
+        try:
+            model(inputs.to(device))
+        except Exception as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(
+                    f"recalibrate_bn_ called {type(model).__name__} on batch {count}: {_sort(inputs)}. A "
+                    "batch is what the model is trained on: its first dimension counts samples (a DataLoader "
+                    "makes batches of a Dataset), its values are normalised floats. The statistics are as "
+                    "before"
+                )
+            raise
     if count == 0:
         raise ValueError(
             "recalibrate_bn_ got no batches: expected at least one; is the DataLoader empty or used up?"
+        )
+
+
+def _sort(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    inside = f" of {type(value[0]).__name__}" if isinstance(value, tuple | list) and value else ""
+    return type(value).__name__ + inside
+
+
+def _check_finite(name: str, layer: _BatchNorm) -> None:
+    statistics = (layer.running_mean, layer.running_var)
+    if not all(t is None or bool(torch.isfinite(t).all()) for t in statistics):
+        raise ValueError(
+            f"the statistics of {name!r} would not be finite: the activations before it overflow with these "
+            "weights and batches; the old statistics were put back"
         )

@@ -245,6 +245,8 @@ def _matching(slots: Sequence[Slot], patterns: str | Iterable[str], option: str)
         raise TypeError(
             f"{option}: expected a parameter name, a glob pattern or several, got {str(patterns)[:100]}"
         )
+    if option == "include" and not wanted:
+        raise ValueError("include: expected at least one parameter name or glob pattern, got none")
     for pattern in wanted:
         names = {s.name for s in slots if any(fnmatchcase(n, pattern) for n in (s.name, s.canonical))}
         if not names:

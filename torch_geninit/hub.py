@@ -56,7 +56,7 @@ class PretrainedList(list[Pretrained]):
     def __repr__(self) -> str:
         rows = [("name", "kind", "MB", "file", "trained on")]
         rows += [
-            (entry.name, entry.kind, f"{entry.size / 1e6:.1f}", entry.where, entry.record.training_data)
+            (entry.name, entry.kind, f"{entry.size / 1e6:.2f}", entry.where, entry.record.training_data)
             for entry in self
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -130,6 +130,8 @@ def load(
     from torch_geninit.generators import file
     from torch_geninit.generators.base import WeightGenerator
 
+    if not isinstance(local_files_only, bool):
+        raise TypeError(f"local_files_only: expected True or False, got {local_files_only!r}")
     if isinstance(name_or_path, WeightGenerator):
         _refuse_revision(revision, "a loaded generator")
         return name_or_path
@@ -150,6 +152,11 @@ def load(
     elif not isinstance(name_or_path, str) or text.endswith(".safetensors") or separators & set(text):
         _refuse_revision(revision, "a path")
         path = Path(text).expanduser()
+        if isinstance(name_or_path, str) and re.fullmatch(manifest.REPOSITORY, text) and not path.exists():
+            raise HubError(
+                f"there is no file {text!r}. For a file pass its path, ending in .safetensors; for the Hub "
+                f"repository {text} pass revision= too, the commit (40 hex digits) that is meant"
+            )
     else:
         _refuse_revision(revision, "a name of the manifest")
         path = locate(text, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
@@ -188,11 +195,11 @@ def locate(
     if shipped.is_file():
         if sha256(shipped) == record.sha256:
             return shipped
-        state = f"there, but its sha256 is {sha256(shipped)} instead of {record.sha256}"
+        state = f"changed: its sha256 is {sha256(shipped)} instead of {record.sha256}"
     source = _source(record)
     if source is None:
         raise HubError(
-            f"generator {name!r} ships with torch-geninit and is not on the Hub, but its file {shipped} is "
+            f"generator {name!r} ships with torch-geninit and is not on the Hub, and its file {shipped} is "
             f"{state}. Install torch-geninit again, or pass the path of the file if you have it elsewhere."
         )
     return fetch(

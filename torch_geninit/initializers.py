@@ -61,7 +61,7 @@ def vae_(
             returned.
         generator: random source from which one seed is drawn.
         seed: the seed itself. With neither, one is drawn from torch's global random state, as torch.nn.init
-            does.
+            does; none if there is nothing to fill.
         name: where ``module`` belongs in a larger network, as ``"layer1.0.conv1"``. Noise goes by parameter
             names: two equal layers filled with the same seed and name are equal.
         include: names or glob patterns of the only parameters to fill.
@@ -303,6 +303,8 @@ def plan(
         raise ValueError(f"verb: expected one of {', '.join(map(repr, DEFAULTS))}, got {verb!r}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a dotted module name as 'layer1.0.conv1', got {name!r}")
     if graph is not None:
         if not isinstance(graph, Architecture):
             raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
@@ -324,8 +326,8 @@ def plan(
     kind = weights.card["kind"]
     if kind not in KINDS[verb]:
         raise ValueError(
-            f"pretrained={source!r} is of the wrong kind for {verb}_:\n"
-            f"  expected: {' or '.join(KINDS[verb])}\n"
+            f"pretrained={source!r} is of the wrong kind:\n"
+            f"  expected: {' or '.join(KINDS[verb])}, for {verb}_ and what tells about it\n"
             f"  got:      {kind}\n"
             "list_pretrained() says which is which"
         )
@@ -361,14 +363,16 @@ def _fill(
     generator: torch.Generator | None = None,
     noise_scale: float = 1.0,
 ) -> ModuleT:
-    complaint = made.complaint()
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict: expected True or False, got {strict!r}")
+    complaint = made.complaint(strict=strict)
     if strict and complaint is not None:
         names = ", ".join(entry.name for entry in made.skipped[:10])
         more = ", ..." if len(made.skipped) > 10 else ""
         raise StrictError(f"{complaint}.\nThese are {names}{more}; nothing was changed")
     targets = made.match(module)
     refuse_kept(kept, targets.left)
-    if generator is not None:
+    if generator is not None and made.generated:
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
     if complaint is not None:

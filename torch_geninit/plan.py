@@ -181,8 +181,8 @@ class Plan:
     def _with(self, route: Route) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.route is route)
 
-    def complaint(self) -> str | None:
-        """Say in a sentence or two what is skipped and why, or None if nothing is."""
+    def complaint(self, *, strict: bool = False) -> str | None:
+        """Say in a sentence or two what is skipped, why, and what to do; None if nothing is."""
         if not self.skipped:
             return None
         reasons = Counter(entry.reason for entry in self.skipped)
@@ -191,11 +191,15 @@ class Plan:
         if len(reasons) > 4:
             parts.append(f"{len(reasons) - 4} more reasons")
         counts = f"{len(self.skipped)} of {len(self.entries)} parameters"
-        distrust = self.verdict is not None and not self.verdict.trusted
+        # With untrusted="generate" the rest is filled although the network is not trusted.
+        distrust = self.verdict is not None and not self.verdict.trusted and not self.generated
+        silence = "Name them in exclude= if that is as it should be"
+        if not strict:
+            silence += ", or make it an error with strict=True"
         return (
             f"{self.verb}_ leaves {counts} of {self.model} as they are: {'; '.join(parts)}. "
-            f"{ANYWAY if distrust else ''}Leave them out with exclude= to accept this, pass strict=True to "
-            f'make it an error; geninit.plan(model, "{self.verb}") lists them all'
+            f"{ANYWAY if distrust else ''}{silence}; "
+            f'geninit.plan(model, "{self.verb}") lists them all'
         )
 
     def predict(self, *, seed: int | None = None, noise_scale: float = 1.0) -> Prediction:
@@ -221,9 +225,9 @@ class Plan:
             seed = operator.index(seed)
         if not isinstance(noise_scale, Real) or not abs(noise_scale) <= MAX_NOISE:
             raise ValueError(
-                f"noise_scale: expected a number up to {MAX_NOISE:g}, got {str(noise_scale)[:50]!r}"
+                f"noise_scale: expected a number up to {MAX_NOISE:g} in size, got {str(noise_scale)[:50]!r}"
             )
-        if self.verb == "vae" and seed is None:
+        if self.verb == "vae" and seed is None and self.generated:
             seed = int(torch.randint(2**31 - 1, (), device="cpu"))
         compact: Mapping[str, Compact] = {}
         if self.generated:

@@ -34,7 +34,10 @@ def check_card(card: Any) -> None:
     expect(isinstance(card, dict), "the card", "an object", card)
     missing = [key for key in _CARD if key not in card]
     if missing:
-        raise ValueError(f"the card lacks {', '.join(missing)}")
+        raise ValueError(
+            f"the card lacks {', '.join(missing)}: expected {', '.join(_CARD)}, as torch_geninit.training "
+            "exports them; if the file was downloaded or edited, get it again"
+        )
     version = card["format_version"]
     if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(

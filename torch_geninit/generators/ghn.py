@@ -19,7 +19,7 @@ from torch_geninit.generators.encoder import Encoder
 from torch_geninit.generators.expectation import Expectation, MeasuredNetworks
 from torch_geninit.generators.features import NodeFeatures, node_features
 from torch_geninit.generators.noise import noise_stream
-from torch_geninit.generators.trust import expectation, judge
+from torch_geninit.generators.trust import MEASURES, expectation, judge
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
 from torch_geninit.graph.landmarks import head_nodes, normalised_kernels, packed_sections
 
@@ -90,6 +90,8 @@ class GraphHyperNetwork(WeightGenerator):
             "an object of [lowest, highest] pairs",
             ranges,
         )
+        lacking = [name for name in MEASURES if name not in ranges]
+        expect(not lacking, "trained.ranges", f"all of {', '.join(MEASURES)}", f"none for {lacking}")
         threshold = trained.get("threshold")
         expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
         scale = card.get("kernel_scale", 1.0)
@@ -171,7 +173,7 @@ class GraphHyperNetwork(WeightGenerator):
         return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {what}"
 
     def verdict(self, plan: Plan) -> Verdict:
-        return judge(plan, self.card["trained"], self._measured)
+        return judge(plan, self.card["trained"], self.classes, self._measured)
 
     @cached_property
     def _measured(self) -> MeasuredNetworks | None:
@@ -180,7 +182,7 @@ class GraphHyperNetwork(WeightGenerator):
     def expectation(self, plan: Plan) -> Expectation | None:
         if self._measured is None or plan.verdict is None:
             return None
-        return expectation(plan, plan.verdict.distance, self._measured)
+        return expectation(plan, plan.verdict.distance, self.classes, self._measured)
 
     @torch.no_grad()
     def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:

@@ -54,6 +54,10 @@ def profile(architecture: Architecture) -> Profile:
     return Profile(patterns, measures)
 
 
+MEASURES = ("depth (log2)", "widest layer (log2)", "narrowest layer (log2)", "resolutions")
+"""What every network is measured by, besides its shares of primitives."""
+
+
 def summarise(profiles: Iterable[Profile]) -> dict[str, Any]:
     """Return the patterns and the range of each measure over training networks, for a generator's card."""
     patterns: set[str] = set()
@@ -96,8 +100,13 @@ def distance(network: Profile, trained: Mapping[str, Any]) -> tuple[float, str]:
     return sum(parts.values()), max(parts, key=lambda reason: (parts[reason], reason))
 
 
-def judge(plan: Plan, trained: Mapping[str, Any], measured: MeasuredNetworks | None = None) -> Verdict:
-    """Trust a network if every matrix can be generated, it is near enough, and much can be expected."""
+def judge(
+    plan: Plan, trained: Mapping[str, Any], classes: int, measured: MeasuredNetworks | None = None
+) -> Verdict:
+    """Trust a network if every matrix can be generated, it is near enough, and not surely bad.
+
+    Surely bad: the whole interval of the expected accuracy lies below the record's ``least``.
+    """
     if plan.architecture is None:
         raise ValueError("the plan has no graph to judge")
     d, reason = distance(profile(plan.architecture), trained)
@@ -113,15 +122,17 @@ def judge(plan: Plan, trained: Mapping[str, Any], measured: MeasuredNetworks | N
     reason = f"distance {d:.2f}, trusted up to {threshold:.2f}: {reason}"
     if d > threshold or measured is None:
         return Verdict(d <= threshold, d, reason)
-    told = expectation(plan, d, measured)
-    expected = f"expected accuracy {told}; trusted from {100 * measured.least:.0f} %"
-    return Verdict(told.accuracy >= measured.least, d, expected)
+    told = expectation(plan, d, classes, measured)
+    if told.high < measured.least:
+        expected = f"expected accuracy {told}; trusted if it may reach {100 * measured.least:.0f} %"
+        return Verdict(False, d, expected)
+    return Verdict(True, d, reason)
 
 
-def expectation(plan: Plan, distance: float, measured: MeasuredNetworks) -> Expectation:
+def expectation(plan: Plan, distance: float, classes: int, measured: MeasuredNetworks) -> Expectation:
     """Say what accuracy to expect of the network of ``plan``; what the user keeps is taken as generated."""
     if plan.architecture is None:
         raise ValueError("the plan has no graph to tell from")
     sizes = {entry.name: math.prod(entry.shape) for entry in plan.entries}
     refused = sum(sizes[entry.name] for entry in plan.skipped) / max(1, sum(sizes.values()))
-    return measured(describe(plan.architecture, distance, refused))
+    return measured(describe(plan.architecture, distance, refused, classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,9 @@ from torch_geninit.graph.rules import RULES_OF_KIND
 from torch_geninit.graph.surroundings import Surroundings
 
 _PASS_INPUTS = "pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
+
+_LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
+"""Where frames are that are not the user's."""
 
 _TRACE_FIRST = (
     "; no rank of a sharded model has the values that a forward pass may ask for: trace before sharding and "
@@ -136,10 +140,20 @@ def _first(
     raise TraceError(
         f"{type(model).__name__} could not be run on "
         + "; or ".join(dict.fromkeys(inputs.text for inputs in candidates))
-        + f": {type(cause).__name__}: {str(cause).strip() or 'no message'}\n"
+        + f": {type(cause).__name__}: {str(cause).strip() or 'no message'}{_place(cause)}\n"
         + ("check example_inputs=" if known else f"that was a guess: {_PASS_INPUTS}")
         + (_TRACE_FIRST if sharded else "")
     ) from cause
+
+
+def _place(error: Exception) -> str:
+    """Say which line of the user's code an error comes from."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*_LIBRARIES, "<"))
+    ]
+    return f" (raised at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -72,7 +72,7 @@ def measure_networks(
         with torch.device("meta"):
             model = spec.build(len(train.classes), train.images.shape[-1])
         graph = pretrained.trace(model, example.to("meta"))
-        point = describe(graph, found["distance"], 1 - found["generated"])
+        point = describe(graph, found["distance"], 1 - found["generated"], len(train.classes))
         records.append({"network": name_of(spec), "point": [round(x, 4) for x in point.tolist()], **found})
         run.log(**records[-1])
         run.save({"records": records})
