@@ -41,7 +41,7 @@ def digits(per_class: int, seed: int) -> tuple[Split, Split]:
     return split(train), split(test)
 
 
-def curve(learned: bool, seed: int, epochs: int, per_class: int) -> list[float]:
+def curve(learned: bool, seed: int, epochs: int, per_class: int, count: str) -> list[float]:
     """Train one network and return its test accuracy after each epoch."""
     train, test = digits(per_class, seed)
     torch.manual_seed(seed)
@@ -55,24 +55,29 @@ def curve(learned: bool, seed: int, epochs: int, per_class: int) -> list[float]:
         Recipe([Phase(32, epochs)], lr=0.05, batch_size=50, augment="none"),
         seed=seed,
         after_epoch=lambda *_: accuracies.append(score(model, test).accuracy),
-        description=f"{'ghn_' if learned else 'default'}, seed {seed}",
+        description=f"{count}: {'ghn_' if learned else 'default'}, seed {seed}",
     )
     return accuracies
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8, help="over the labelled images")
+    parser.add_argument("--seeds", type=int, default=3, help="networks from each initialisation")
     parser.add_argument("--per-class", type=int, default=20, help="labelled images of each digit")
-    parser.add_argument("--picture", type=Path, default=Path("quickstart.png"))
+    parser.add_argument("--picture", type=Path, default=Path("quickstart.png"), help="file to save")
     arguments = parser.parse_args()
 
+    print("What ghn_ would do with a ResNet-20 whose classifier is kept:\n")
     print(geninit.plan(resnet20(), head="keep"))
-    curves = {
-        name: [curve(learned, seed, arguments.epochs, arguments.per_class) for seed in range(arguments.seeds)]
-        for name, learned in (("default", False), ("geninit.ghn_", True))
-    }
+    print(f"\nTraining {2 * arguments.seeds} networks, about ten seconds each on one core:\n")
+    curves: dict[str, list[list[float]]] = {"default": [], "geninit.ghn_": []}
+    for name, runs in curves.items():
+        for seed in range(arguments.seeds):
+            done = sum(map(len, curves.values()))
+            count = f"{done + 1} of {2 * arguments.seeds}"
+            learned = name != "default"
+            runs.append(curve(learned, seed, arguments.epochs, arguments.per_class, count))
     print(f"\nTest accuracy (%) on 500 digits, {arguments.seeds} seeds, mean +- standard deviation")
     print("epoch " + "".join(f"{name:>18}" for name in curves))
     for epoch in range(arguments.epochs):
