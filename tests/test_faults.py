@@ -93,12 +93,12 @@ class At:
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
         code = frame.f_code
+        # A generator is entered once more to be closed, where Python ignores errors.
+        entered = event == "call" and not code.co_flags & inspect.CO_GENERATOR
         if self.package_only:
-            # A generator is entered once more to be closed, where errors are ignored.
-            generator = code.co_flags & inspect.CO_GENERATOR
-            if event != "call" or generator or not code.co_filename.startswith(PACKAGE):
+            if not entered or not code.co_filename.startswith(PACKAGE):
                 return
-        elif event not in ("call", "c_return"):
+        elif not (entered or event == "c_return"):
             return
         self.count += 1
         if code.co_name == "write_to":
