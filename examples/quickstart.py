@@ -41,7 +41,7 @@ def digits(per_class: int, seed: int) -> tuple[Split, Split]:
     return split(train), split(test)
 
 
-def curve(learned: bool, seed: int, epochs: int, per_class: int, count: str) -> list[float]:
+def curve(learned: bool, seed: int, epochs: int, per_class: int, title: str) -> list[float]:
     """Train one network and return its test accuracy after each epoch."""
     train, test = digits(per_class, seed)
     torch.manual_seed(seed)
@@ -55,7 +55,7 @@ def curve(learned: bool, seed: int, epochs: int, per_class: int, count: str) -> 
         Recipe([Phase(32, epochs)], lr=0.05, batch_size=50, augment="none"),
         seed=seed,
         after_epoch=lambda *_: accuracies.append(score(model, test).accuracy),
-        description=f"{count}: {'ghn_' if learned else 'default'}, seed {seed}",
+        description=title,
     )
     return accuracies
 
@@ -72,12 +72,10 @@ def main() -> None:
     print(geninit.plan(resnet20(), head="keep"))
     print(f"\nTraining {2 * arguments.seeds} networks, about ten seconds each on one core:\n")
     curves: dict[str, list[list[float]]] = {"default": [], "geninit.ghn_": []}
-    for name, runs in curves.items():
-        for seed in range(arguments.seeds):
-            done = sum(map(len, curves.values()))
-            count = f"{done + 1} of {2 * arguments.seeds}"
-            learned = name != "default"
-            runs.append(curve(learned, seed, arguments.epochs, arguments.per_class, count))
+    turns = [(name, seed) for name in curves for seed in range(arguments.seeds)]
+    for turn, (name, seed) in enumerate(turns, start=1):
+        title = f"{turn} of {len(turns)}: {name}, seed {seed}"
+        curves[name].append(curve(name != "default", seed, arguments.epochs, arguments.per_class, title))
     print(f"\nTest accuracy (%) on 500 digits, {arguments.seeds} seeds, mean +- standard deviation")
     print("epoch " + "".join(f"{name:>18}" for name in curves))
     for epoch in range(arguments.epochs):

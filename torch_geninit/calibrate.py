@@ -91,14 +91,14 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
 
 
 def _run(model: nn.Module, batches: Iterable[Tensor | Sequence[Any]], device: torch.device) -> None:
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+    if isinstance(batches, Tensor) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise TypeError(
             f"batches: expected an iterable of batches, got {type(batches).__name__}; "
             "pass a DataLoader, or a single batch as [batch]"
         )
     count = 0
     for count, batch in enumerate(batches, start=1):
-        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        inputs = batch[0] if isinstance(batch, Sequence) and batch else batch
         if not isinstance(inputs, Tensor):
             raise TypeError(
                 f"batch {count}: expected a tensor or a tuple that starts with one, got {_sort(batch)}"
@@ -127,7 +127,7 @@ def _run(model: nn.Module, batches: Iterable[Tensor | Sequence[Any]], device: to
 def _sort(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    inside = f" of {type(value[0]).__name__}" if isinstance(value, tuple | list) and value else ""
+    inside = f" of {type(value[0]).__name__}" if isinstance(value, Sequence) and value else ""
     return type(value).__name__ + inside
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch_geninit.plan import Plan
 
 
+MEASURES = ("depth (log2)", "widest layer (log2)", "narrowest layer (log2)", "resolutions")
+"""What every network is measured by, besides its shares of primitives."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """What two networks are compared by.
@@ -47,15 +51,10 @@ def profile(architecture: Architecture) -> Profile:
     # Pooling to 1x1 and averaging the positions away are the same network, so one position is no resolution.
     extents = {math.prod(node.shape[2:]) for node in nodes if len(node.shape) > 2} - {1}
     measures = {f"share of {op}": count / len(nodes) for op, count in Counter(n.op for n in nodes).items()}
-    measures["depth (log2)"] = math.log2(1 + len(kernels))
-    measures["widest layer (log2)"] = math.log2(max((s[0] for s in kernels), default=1))
-    measures["narrowest layer (log2)"] = math.log2(min((s[0] for s in kernels), default=1))
-    measures["resolutions"] = math.log2(1 + len(extents))
+    widths = [shape[0] for shape in kernels]
+    counts = (1 + len(kernels), max(widths, default=1), min(widths, default=1), 1 + len(extents))
+    measures.update(zip(MEASURES, map(math.log2, counts), strict=True))
     return Profile(patterns, measures)
-
-
-MEASURES = ("depth (log2)", "widest layer (log2)", "narrowest layer (log2)", "resolutions")
-"""What every network is measured by, besides its shares of primitives."""
 
 
 def summarise(profiles: Iterable[Profile]) -> dict[str, Any]:
