@@ -66,7 +66,16 @@ def vae_card() -> dict[str, Any]:
 
 
 def ghn_card(noise: int = 0) -> dict[str, Any]:
-    sizes = {"width": 16, "rounds": 2, "hidden": 16, "rank": 8, "channels": 8, "kernel": 3}
+    sizes = {
+        "width": 16,
+        "rounds": 2,
+        "hidden": 16,
+        "mix": 8,
+        "rank": 8,
+        "head_rank": 2,
+        "channels": 8,
+        "kernel": 3,
+    }
     sizes |= {"primitives": len(vocabulary.PRIMITIVES), "linear_rank": 0, "depthwise_rank": 0, "basis": 0}
     return {
         **copy.deepcopy(CARD),

@@ -21,6 +21,7 @@ LAYERS = [
     {"marks", "shard", "survey", "table", "reset", "targets", "write", "plan"},
     {"manifest", "download", "hub", "calibrate"},
     {"coverage"},
+    {"selection"},
     {"initializers"},
     {"expectation"},
     {"restricted_tensors", "restricted_pickle", "checkpoint_file", "convert"},

@@ -12,8 +12,10 @@ from torch import nn
 pytest.importorskip("torchvision")
 pytest.importorskip("tqdm")
 
+from conftest import ghn_card
 from PIL import Image
 
+from torch_geninit.generators import file
 from torch_geninit.training import architectures, ghn
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, flip_and_crop, load, prepare
@@ -104,7 +106,16 @@ def test_classifier_learns(tmp_path: Path) -> None:
 
 @pytest.fixture()
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"width": 16, "rounds": 1, "hidden": 16, "rank": 8, "channels": 16, "kernel": 3}
+    sizes = {
+        "width": 16,
+        "rounds": 1,
+        "hidden": 16,
+        "mix": 8,
+        "rank": 8,
+        "head_rank": 2,
+        "channels": 16,
+        "kernel": 3,
+    }
     monkeypatch.setattr(ghn, "SIZES", {**ghn.SIZES, **sizes})
     monkeypatch.setattr(architectures, "sample", lambda *_: Spec("basic", (1, 1), (4, 8)))
     # The held-out network is not of interest here and costs the most.
@@ -137,13 +148,14 @@ def test_interrupted_hypernetwork_ends_as_the_uninterrupted(
 
 @pytest.mark.usefixtures("small")
 def test_hypernetwork_learns_and_noise_starts_from_it(prepared: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     schedule = ghn.Schedule(((16, 100),), lr=5e-3, warmup=5, batch_size=16)
     trained = ghn.train_ghn(prepared, tmp_path / "plain", schedule)
     lines = (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["loss"] < 0.6  # chance is log 2
-    save_file(trained.state_dict(), tmp_path / "plain.safetensors")
+    complete = {**ghn_card(), **{name: trained.card[name] for name in ("sizes", "classes")}}
+    exported = ghn.GraphHyperNetwork(complete)
+    exported.load_state_dict(trained.state_dict())
+    file.write(exported, tmp_path / "plain.safetensors", torch.float32)
     noisy = ghn.train_ghn(
         prepared,
         tmp_path / "noise",

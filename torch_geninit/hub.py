@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -209,6 +210,24 @@ def locate(
         token=token,
         looked=(f"{shipped} ({state})",),
     )
+
+
+def outlines(
+    kind: str, *, cache_dir: str | os.PathLike[str] | None = None
+) -> Iterator[tuple[str, WeightGenerator]]:
+    """Yield name and outline of every generator of ``kind`` whose file is here; nothing is downloaded.
+
+    An outline has no values; it can plan, but not predict.
+
+    Raises:
+        HubError: if a file that should have shipped is missing or changed.
+        GeneratorFileError: if a file can't be used.
+    """
+    from torch_geninit.generators import file
+
+    for entry in list_pretrained(cache_dir=cache_dir):
+        if entry.kind == kind and entry.where != "hub":
+            yield entry.name, file.outline(entry.path or locate(entry.name, cache_dir=cache_dir))
 
 
 def _source(record: manifest.Record) -> Source | None:

@@ -14,6 +14,7 @@ from torch_geninit.coverage import Head, Patterns, Untrusted, plan_graph, plan_l
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.plan import GenInitWarning, Kept, Plan, StrictError, Verb, refuse_kept
+from torch_geninit.selection import select
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Pretrained = str | os.PathLike[str] | WeightGenerator
@@ -28,7 +29,10 @@ KINDS: dict[Verb, tuple[str, ...]] = {
     "ghn": ("ghn", "noise-ghn", "published-ghn"),
     "noise_ghn": ("noise-ghn",),
 }
-"""Kinds of generator that each verb can use; without its noise a noise-ghn is a ghn."""
+"""Kinds of generator that each verb can use, its own first; without its noise a noise-ghn is a ghn."""
+
+AUTO = "auto"
+"""Stands for whichever generator of the verb's own kind serves the model best."""
 
 
 def vae_(
@@ -310,6 +314,19 @@ def plan(
             raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
         graph.check()
     chosen = DEFAULTS[verb] if pretrained is None else pretrained
+    if verb != "vae" and isinstance(chosen, str) and chosen == AUTO:
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} can't be combined with pretrained={AUTO!r}")
+        chosen, graph = select(
+            model,
+            verb,
+            hub.outlines(KINDS[verb][0], cache_dir=cache_dir),
+            example_inputs=example_inputs,
+            graph=graph,
+            head=head,
+            include=include,
+            exclude=exclude,
+        )
     if isinstance(chosen, WeightGenerator):
         weights, source = chosen, str(chosen.card["kind"])
     else:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_geninit.generators.decoder import MIX
 from torch_geninit.generators.features import node_features
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.graph.architecture import Architecture
@@ -98,7 +97,7 @@ def kernel(
     if section is not None:
         u = u + d.section.weight[section]
     bank = d.banks[part]
-    grid = d.positions(u).view(d.kernel, d.kernel, MIX)
+    grid = d.positions(u).view(d.kernel, d.kernel, d.mix)
     height, width = size
     top, left = (d.kernel - height) // 2, (d.kernel - width) // 2
     out = torch.zeros(o, i, height, width)

@@ -12,9 +12,6 @@ from torch.nn import functional as F
 
 from torch_geninit.graph.architecture import Node, ParameterUse, Shape
 
-MIX = 64
-"""Channels in which the kernel positions of a layer are told apart."""
-
 SECTIONS = 3
 """Most matrices packed into one weight: query, key and value."""
 
@@ -37,13 +34,13 @@ class Piece(NamedTuple):
 class TemplateBank(nn.Module):
     """Learned channel templates T_r (rank, rows, columns) and the coefficients to combine them."""
 
-    def __init__(self, rank: int, rows: int, columns: int) -> None:
+    def __init__(self, mix: int, rank: int, rows: int, columns: int) -> None:
         super().__init__()
-        self.coefficients = nn.Linear(MIX, rank)
+        self.coefficients = nn.Linear(mix, rank)
         self.templates = nn.Parameter(torch.randn(rank, rows, columns) * rank**-0.5)
 
     def forward(self, mixed: Tensor, rows: int, columns: int) -> Tensor:
-        """Decode (..., MIX) to (..., rows, columns)."""
+        """Decode (..., mix) to (..., rows, columns)."""
         templates = self.templates[:, :rows, :columns]
         combined = self.coefficients(mixed) @ templates.flatten(1)
         decoded: Tensor = combined.view(*mixed.shape[:-1], *templates.shape[1:])
@@ -64,29 +61,32 @@ class Decoder(nn.Module):
     A table over positions n is a combination of cosines b_k on the grid of positions: sum_k b_k(n) V_k(x).
 
     Args:
-        sizes: of the card: ``width``, ``noise``, ``hidden``, ``rank``, ``channels``, ``kernel``; the optional
+        sizes: of the card: ``width``, ``noise``, ``hidden``, ``mix`` (channels in which the kernel positions
+            of a layer are told apart), ``rank``, ``head_rank``, ``channels``, ``kernel``; the optional
             parts are left out where ``linear_rank``, ``depthwise_rank`` or ``basis`` is 0.
         classes: of the head.
     """
 
     def __init__(self, sizes: Mapping[str, int], classes: int) -> None:
         super().__init__()
-        hidden, rank, channels = sizes["hidden"], sizes["rank"], sizes["channels"]
+        hidden, mix, rank, channels = (sizes[name] for name in ("hidden", "mix", "rank", "channels"))
         self.channels, self.kernel, self.classes = channels, sizes["kernel"], classes
+        self.mix = mix
         self.basis = sizes["basis"]
         self.trunk = nn.Sequential(nn.Linear(sizes["width"] + sizes["noise"], hidden), nn.GELU())
-        self.positions = nn.Linear(hidden, MIX * self.kernel**2)
-        self.banks = nn.ModuleDict({"conv": TemplateBank(rank, channels, channels)})
+        self.positions = nn.Linear(hidden, mix * self.kernel**2)
+        self.banks = nn.ModuleDict({"conv": TemplateBank(mix, rank, channels, channels)})
         if sizes["linear_rank"]:
-            self.banks["linear"] = TemplateBank(sizes["linear_rank"], channels, channels)
+            self.banks["linear"] = TemplateBank(mix, sizes["linear_rank"], channels, channels)
             self.section = nn.Embedding(SECTIONS, hidden)
         if sizes["depthwise_rank"]:
-            self.banks["depthwise"] = TemplateBank(sizes["depthwise_rank"], channels, 1)
+            self.banks["depthwise"] = TemplateBank(mix, sizes["depthwise_rank"], channels, 1)
         self.gain = nn.Linear(hidden, 1)
         self.scale = nn.Linear(hidden, channels)
         self.shift = nn.Linear(hidden, channels)
-        self.head_coefficients = nn.Linear(hidden, rank // 4)
-        self.head_templates = nn.Parameter(torch.randn(rank // 4, classes, channels) * (rank // 4) ** -0.5)
+        head_rank = sizes["head_rank"]
+        self.head_coefficients = nn.Linear(hidden, head_rank)
+        self.head_templates = nn.Parameter(torch.randn(head_rank, classes, channels) * head_rank**-0.5)
         self.head_bias = nn.Linear(hidden, classes)
         quiet = [self.gain, self.scale, self.shift, self.head_bias]
         if self.basis:
@@ -149,9 +149,9 @@ class Decoder(nn.Module):
         grid = torch.arange(self.kernel**2, device=u.device).view(self.kernel, self.kernel)
         top, left = (self.kernel - h) // 2, (self.kernel - w) // 2
         chosen = grid[top : top + h, left : left + w].reshape(-1)
-        weight = self.positions.weight.view(-1, MIX, u.shape[1])[chosen].flatten(0, 1)
-        bias = self.positions.bias.view(-1, MIX)[chosen].flatten()
-        mixed = F.gelu(F.linear(u, weight, bias).view(len(u), len(chosen), MIX))
+        weight = self.positions.weight.view(-1, self.mix, u.shape[1])[chosen].flatten(0, 1)
+        bias = self.positions.bias.view(-1, self.mix)[chosen].flatten()
+        mixed = F.gelu(F.linear(u, weight, bias).view(len(u), len(chosen), self.mix))
         values: Tensor = self.banks[part](mixed, rows, columns)
         tiles = values.view(len(u), h, w, rows, columns).permute(0, 3, 4, 1, 2)
         if (h, w) != (height, width):

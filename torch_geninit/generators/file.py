@@ -153,6 +153,20 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _card(path, header)
 
 
+def outline(path: str | os.PathLike[str]) -> WeightGenerator:
+    """Return the generator of a file without its values, on the meta device: enough to plan with.
+
+    Raises:
+        GeneratorFileError: as :func:`read`, for what the header alone can show.
+    """
+    path = Path(path)
+    with _readable(path) as (_, header):
+        card = _card(path, header)
+        generator = _build(path, card, len(header.tensors))
+        _compare(path, card, header, generator)
+    return generator.eval().requires_grad_(False)
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
     try:

@@ -25,6 +25,7 @@ from torch_geninit.graph.trace import trace
 from torch_geninit.training import model_card
 from torch_geninit.training.architectures import Pool, Space, SpaceOptions
 from torch_geninit.training.data import load
+from torch_geninit.training.fold import folded
 from torch_geninit.training.networks import resnet20
 
 CARDS = manifest.PACKAGE.parent / "docs" / "model-cards"
@@ -132,23 +133,23 @@ def from_run(
         "licence": licence,
     }
     card = {**state["card"], **shared}
-    generator: WeightGenerator
     if card.get("kind") == SliceVAEs.kind:
-        generator, weights = SliceVAEs(card), state["generator"]
-    else:
-        card["kind"] = "noise-ghn" if card["sizes"]["noise"] else "ghn"
-        options = dict(state["space"])
-        seed = options.pop("seed")
-        space = Space(len(images.classes), torch.zeros(1, *size))
-        seen = training_networks(Pool(space, SpaceOptions(**options), seed))
-        card["trained"] = {**seen, "threshold": threshold}
-        if kernel_scale is not None:
-            card["kernel_scale"] = kernel_scale
-        if measured is not None:
-            card["measured"] = dict(measured)
-        generator, weights = GraphHyperNetwork(card), state["average"]
-    generator.load_state_dict(weights)
-    return generator
+        vaes = SliceVAEs(card)
+        vaes.load_state_dict(state["generator"])
+        return vaes
+    card["kind"] = "noise-ghn" if card["sizes"]["noise"] else "ghn"
+    options = dict(state["space"])
+    seed = options.pop("seed")
+    space = Space(len(images.classes), torch.zeros(1, *size))
+    seen = training_networks(Pool(space, SpaceOptions(**options), seed))
+    card["trained"] = {**seen, "threshold": threshold}
+    if kernel_scale is not None:
+        card["kernel_scale"] = kernel_scale
+    if measured is not None:
+        card["measured"] = dict(measured)
+    hypernetwork = GraphHyperNetwork(card)
+    hypernetwork.load_state_dict(state["average"])
+    return folded(hypernetwork)
 
 
 def _checkpoint(folder: str | Path) -> dict[str, Any]:

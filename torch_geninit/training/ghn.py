@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from torch_geninit.generators import file
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.graph.vocabulary import PRIMITIVES
@@ -38,7 +39,9 @@ SIZES = {
     "rounds": 3,
     "noise": 0,
     "hidden": 256,
+    "mix": 64,
     "rank": 256,
+    "head_rank": 64,
     "linear_rank": 128,
     "depthwise_rank": 128,
     "basis": 4,
@@ -126,15 +129,16 @@ def train_ghn(
     run = Run(folder)
     train, validation = load(data, "train"), load(data, "validation")
     calibration = train.spread(2000)
+    trained = None if start is None else file.read(start)
     card = {
-        "sizes": {**SIZES, "noise": noise},
+        "sizes": sizes_from(trained, noise),
         "classes": list(train.classes),
         "trained": {},
     }
     torch.manual_seed(seed)
     generator = GraphHyperNetwork(card)
-    if start is not None:
-        warm_start_(generator, load_file(str(start)))
+    if trained is not None:
+        warm_start_(generator, trained.state_dict())
     generator.to(device)
     average = Average(generator)
     objective = world.wrap(Objective(generator, clip=schedule.clip, diversity=diversity, floor=floor))
@@ -220,6 +224,19 @@ def _batches(train: Split, batch_size: int, seed: int, first: int) -> Iterator[t
         batches = train.shuffled_batches(batch_size, order, augment="flip-crop")
         yield from islice(batches, position, None)
         epoch, position = epoch + 1, 0
+
+
+def sizes_from(start: WeightGenerator | None, noise: int) -> dict[str, int]:
+    """Return the sizes of a new generator: those of its start, and the usual ones of parts the start lacks.
+
+    Raises:
+        ValueError: if the start is no graph hypernetwork.
+    """
+    if start is None:
+        return {**SIZES, "noise": noise}
+    if not isinstance(start, GraphHyperNetwork):
+        raise ValueError(f"the start is a {start.card['kind']}; expected a graph hypernetwork")
+    return {name: start.card["sizes"][name] or usual for name, usual in SIZES.items()} | {"noise": noise}
 
 
 def warm_start_(generator: GraphHyperNetwork, trained: Mapping[str, Tensor]) -> None:

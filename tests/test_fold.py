@@ -1,0 +1,71 @@
+"""Folding a trained decoder: the same weights from fewer numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ghn_card
+from torch import nn
+
+from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.graph.trace import trace
+from torch_geninit.training.fold import folded
+
+WIDE = {"rank": 40, "linear_rank": 30, "depthwise_rank": 20}
+
+
+class EveryBank(nn.Sequential):
+    """A dense, a depthwise and a linear layer; the head has a decoder of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 12, 3, padding=1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.Conv2d(12, 12, 3, padding=1, groups=12),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 9),
+            nn.ReLU(),
+            nn.Linear(9, 10),
+        )
+
+
+def generator(**sizes: int) -> GraphHyperNetwork:
+    card = ghn_card()
+    card["sizes"] |= sizes
+    torch.manual_seed(0)
+    return GraphHyperNetwork(card).requires_grad_(False)
+
+
+@pytest.mark.parametrize("mix", [8, 19])
+def test_a_folded_generator_makes_the_same_weights(mix: int) -> None:
+    whole = generator(**WIDE, mix=mix)
+    short = folded(whole)
+    assert [short.card["sizes"][name] for name in WIDE] == [mix + 1] * 3
+    model = EveryBank()
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    names = [name for name, _ in model.named_parameters()]
+    expected, got = whole(graph, names), short(graph, names)
+    for name in names:
+        torch.testing.assert_close(got[name].repeat(), expected[name].repeat(), rtol=1e-4, atol=1e-6)
+
+
+def test_templates_have_unit_mean_square() -> None:
+    for bank in folded(generator(**WIDE)).decoder.banks.values():
+        mean_square = bank.templates.square().flatten(1).mean(1)
+        torch.testing.assert_close(mean_square, torch.ones_like(mean_square))
+
+
+def test_a_bank_of_few_templates_stays_as_it_is() -> None:
+    whole = generator(**WIDE | {"rank": 9})  # as many as mix + 1
+    short = folded(whole)
+    assert short.card["sizes"]["rank"] == 9
+    assert torch.equal(short.decoder.banks["conv"].templates, whole.decoder.banks["conv"].templates)
+
+
+def test_folding_leaves_the_original_alone() -> None:
+    whole = generator(**WIDE)
+    before = {name: value.clone() for name, value in whole.state_dict().items()}
+    folded(whole)
+    assert whole.card["sizes"]["rank"] == WIDE["rank"]
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())

@@ -1,0 +1,169 @@
+"""pretrained="auto": the generator at hand that knows a model best fills it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ghn_card
+from torch import nn
+from toy_generator import record
+
+import torch_geninit as geninit
+from torch_geninit import manifest
+from torch_geninit.generators.file import GeneratorFileError, write
+from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.selection import select
+
+
+class Small(nn.Sequential):
+    """Two convolutions, one of which not every generator knows."""
+
+    def __init__(self, kernel: int = 3) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, kernel, padding=kernel // 2, bias=False),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 10),
+        )
+
+
+def generator(
+    *, threshold: float = 1000.0, more: tuple[str, ...] = (), accuracy: float | None = None, noise: int = 0
+) -> GraphHyperNetwork:
+    """A hypernetwork that trusts itself up to ``threshold`` and expects ``accuracy`` of everything."""
+    card = ghn_card(noise)
+    card["trained"]["threshold"] = threshold
+    card["trained"]["kinds"] += more
+    if accuracy is not None:
+        card["measured"] = measured(accuracy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return GraphHyperNetwork(card).eval().requires_grad_(False)
+
+
+def measured(accuracy: float) -> dict[str, Any]:
+    """Two networks of one accuracy; an endless length makes it that of every network."""
+    return {
+        "networks": ["one", "two"],
+        "points": [[0.0] * 6, [1.0] * 6],
+        "accuracy": [accuracy] * 2,
+        "spread": [1.0] * 6,
+        "chance": 0.1,
+        "length": 1e6,
+        "signal": 1.0,
+        "noise": 0.01,
+        "quantile": 1.0,
+        "images": "nothing",
+        "least": 0.01,
+    }
+
+
+CANDIDATES = {
+    "a distrustful generator is the last": (
+        {"threshold": 0.0, "accuracy": 0.9},
+        {"accuracy": 0.3},
+    ),
+    "of trusted ones, the higher expectation": ({"accuracy": 0.3}, {"accuracy": 0.9}),
+    "of trusted ones, one that expects something": ({}, {"accuracy": 0.3}),
+    "of distrustful ones, who can fill more": (
+        {"threshold": 0.0, "accuracy": 0.9},
+        {"threshold": 0.0, "more": ("5x5 convolution",)},
+    ),
+}
+
+
+@pytest.mark.parametrize("which", CANDIDATES)
+def test_the_best_is_selected_in_any_order(which: str) -> None:
+    worse, better = CANDIDATES[which]
+    kernel = 5 if "fill more" in which else 3
+    pair = [("worse", generator(**worse)), ("better", generator(**better))]
+    for order in permutations(pair):
+        name, _ = select(Small(kernel), "ghn", order, example_inputs=torch.zeros(1, 3, 8, 8))
+        assert name == "better"
+
+
+def test_a_model_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    trace = GraphHyperNetwork.trace
+    monkeypatch.setattr(GraphHyperNetwork, "trace", lambda *a: (calls.append(1), trace(*a))[1])
+    candidates = [(str(index), generator()) for index in range(3)]
+    _, graph = select(Small(), "ghn", candidates, example_inputs=torch.zeros(1, 3, 8, 8))
+    assert len(calls) == 1
+    _, same = select(Small(), "ghn", candidates, graph=graph)
+    assert len(calls) == 1 and same is graph
+
+
+def test_without_candidates_it_says_so() -> None:
+    with pytest.raises(ValueError, match="no generator for noise_ghn_ is here"):
+        select(Small(), "noise_ghn", [])
+
+
+@pytest.fixture()
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with two hypernetworks and one with noise."""
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    made = {
+        "stranger": generator(threshold=0.0),
+        "friend": generator(accuracy=0.8),
+        "noisy": generator(noise=4),
+    }
+    records = []
+    for name, one in made.items():
+        path = folder / f"{name}.safetensors"
+        write(one, path, torch.float32)
+        content = path.read_bytes()
+        about = {"name": name, "kind": one.card["kind"], "filename": path.name, "size": len(content)}
+        records.append(record(content, **about, sha256=hashlib.sha256(content).hexdigest()))
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, "generators": records}))
+    monkeypatch.setattr(manifest, "SHIPPED", folder)
+    monkeypatch.setattr(manifest, "locate", lambda: tmp_path / "manifest.json")
+    return folder
+
+
+@pytest.mark.usefixtures("shipped")
+def test_the_verb_does_what_the_generator_chosen_by_name_does() -> None:
+    inputs = torch.zeros(1, 3, 8, 8)
+    torch.manual_seed(0)
+    automatic, named = Small(), Small()
+    geninit.ghn_(automatic, pretrained="auto", example_inputs=inputs, strict=True)
+    geninit.ghn_(named, pretrained="friend", example_inputs=inputs, strict=True)
+    for name, parameter in automatic.named_parameters():
+        assert torch.equal(parameter, named.get_parameter(name)), name
+    assert geninit.plan(automatic, pretrained="auto", example_inputs=inputs).source == "friend"
+    assert geninit.expect(automatic, pretrained="auto", example_inputs=inputs).accuracy == pytest.approx(
+        0.8, abs=0.01
+    )
+
+
+@pytest.mark.usefixtures("shipped")
+def test_each_verb_selects_among_its_own_kind() -> None:
+    inputs = torch.zeros(1, 3, 8, 8)
+    made = geninit.plan(Small(), "noise_ghn", pretrained="auto", example_inputs=inputs)
+    assert made.source == "noisy"
+
+
+@pytest.mark.usefixtures("shipped")
+def test_auto_has_no_revision() -> None:
+    with pytest.raises(ValueError, match="can't be combined with pretrained='auto'"):
+        geninit.plan(Small(), pretrained="auto", revision="0" * 40)
+
+
+def test_a_missing_or_damaged_file_is_named_and_nothing_is_written(shipped: Path) -> None:
+    model = Small()
+    before = [parameter.clone() for parameter in model.parameters()]
+    (shipped / "stranger.safetensors").write_bytes(b"damaged")
+    with pytest.raises((geninit.HubError, GeneratorFileError), match="stranger"):
+        geninit.ghn_(model, pretrained="auto", example_inputs=torch.zeros(1, 3, 8, 8))
+    (shipped / "stranger.safetensors").unlink()
+    with pytest.raises(geninit.HubError, match="stranger"):
+        geninit.ghn_(model, pretrained="auto", example_inputs=torch.zeros(1, 3, 8, 8))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
