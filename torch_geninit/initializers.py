@@ -144,8 +144,8 @@ def ghn_(
 
     Args:
         model: any network; it is not called.
-        pretrained: a name from :func:`list_pretrained`, a path to a .safetensors file, or what :func:`load`
-            returned.
+        pretrained: a name from :func:`list_pretrained`, ``"auto"`` for the one that knows the model best
+            among those whose files are here, a path to a .safetensors file, or what :func:`load` returned.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments to trace with; guessed
             for images and tokens.
         graph: what :func:`trace` returned for a model with the same parameters, to save tracing again.

@@ -264,7 +264,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", geninit.GenInitWarning)
-    warm_up(geninit.load(options.pretrained))
+    warm_up(options.pretrained)
     write: dict[str, Callable[[], str]] = {
         "initialisation": lambda: initialisation(options.pretrained, options.vae, options.repeats),
         "chains": lambda: chains(options.pretrained, min(options.repeats, 5)),

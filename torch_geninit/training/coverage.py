@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 import torch_geninit as geninit
-from torch_geninit.generators.base import Verdict, WeightGenerator
 from torch_geninit.graph.clone import tensors_in
 from torch_geninit.graph.inputs import guesses
+from torch_geninit.initializers import Pretrained
 from torch_geninit.plan import Plan, Route
 from torch_geninit.training import coverage_models as data
 from torch_geninit.training import document
@@ -66,7 +66,7 @@ class Row:
         matrices, all_matrices: the same for tensors of two or more dimensions.
         kept: reason -> parameters left for it.
         milliseconds: CPU time of trace, plan, predict and write.
-        extra_bytes: peak memory of these four over the process that already held model and generator.
+        extra_bytes: peak memory of these four over the process that already held the model.
         bytes: of the model's parameters.
         finite: whether all values of the outputs are; None if there was no output to look at.
     """
@@ -88,12 +88,6 @@ class Row:
     def share(self) -> float:
         """Share of tensors of two or more dimensions that are generated."""
         return self.matrices / self.all_matrices if self.all_matrices else 1.0
-
-
-def untrusting(generator: WeightGenerator) -> WeightGenerator:
-    """Switch the trust check of a generator off, so that it fills whatever it was trained to predict."""
-    generator.verdict = lambda plan: Verdict(True, 0.0, "not asked")  # type: ignore[method-assign]
-    return generator
 
 
 def subjects(suite: str) -> Iterator[Subject]:
@@ -164,28 +158,28 @@ def peak_memory() -> Iterator[Callable[[], int | None]]:
     yield lambda: resident("VmHWM") - before
 
 
-def measure(subject: Subject, generator: WeightGenerator) -> Row:
+def measure(subject: Subject, pretrained: Pretrained) -> Row:
     """Fill a fresh model and check it; an exception becomes the row's failure."""
     row = Row(subject.name)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
-            _fill(subject, generator, row)
+            _fill(subject, pretrained, row)
         except Exception as error:  # noqa: BLE001 - a model may raise anything, and the table shows it
             row.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
     return row
 
 
-def _fill(subject: Subject, generator: WeightGenerator, row: Row) -> None:
+def _fill(subject: Subject, pretrained: Pretrained, row: Row) -> None:
     model = subject.build()
     row.bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     before = {name: sample(p) for name, p in model.named_parameters()}
     with peak_memory() as peak:
         marks = [time.process_time()]
-        graph = generator.trace(model, subject.inputs)
+        graph = geninit.trace(model, subject.inputs)
         marks.append(time.process_time())
-        plan = geninit.plan(model, pretrained=generator, graph=graph)
+        plan = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
         marks.append(time.process_time())
         prediction = plan.predict()
         marks.append(time.process_time())
@@ -274,13 +268,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", choices=SUITES, required=True, help="library that the models come from")
     parser.add_argument("--family", help="only this family of torchvision, as 'video'")
     parser.add_argument("--only", default="*", help="glob pattern of model names; prints instead of writing")
-    parser.add_argument("--pretrained", default="ghn-cifar10", help="hypernetwork: a name or a file")
+    parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
     parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"), help="page to rewrite")
 
 
 def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    generator = untrusting(geninit.load(options.pretrained))
     wanted = f"torchvision {options.family}" if options.family else "*"
     chosen = [
         s
@@ -289,10 +282,10 @@ def main(options: argparse.Namespace) -> None:
     ]
     if not chosen:
         sys.exit("no model of that name")
-    warm_up(generator)
+    warm_up(options.pretrained)
     rows: dict[str, list[Row]] = {}
     for subject in chosen:
-        row = measure(subject, generator)
+        row = measure(subject, options.pretrained)
         rows.setdefault(subject.section, []).append(row)
         print(
             f"{row.name}: {row.failure or f'{row.generated}/{row.total}, {100 * row.share:.1f} %'}",
@@ -311,8 +304,8 @@ def main(options: argparse.Namespace) -> None:
         sys.exit("some models failed")
 
 
-def warm_up(generator: WeightGenerator) -> None:
+def warm_up(pretrained: Pretrained) -> None:
     """Pay for imports and first calls before anything is timed."""
     pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *pool, nn.Linear(8, 10))
-    geninit.plan(model, pretrained=generator).predict().write_(model)
+    geninit.plan(model, pretrained=pretrained, untrusted="generate").predict().write_(model)
