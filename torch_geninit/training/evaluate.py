@@ -115,14 +115,13 @@ def space(pretrained: str, train: Split, measured: Split, *, count: int) -> dict
     """Measure predicted weights on the landmarks and on ``count`` unseen networks, a line each as it goes."""
     from torch_geninit.training import unseen
 
-    generator = geninit.load(pretrained)
     landmarks = {}
     for name, build in unseen.LANDMARKS.items():
         torch.manual_seed(0)
-        landmarks[name] = unseen.measure(build(len(train.classes)), generator, train, measured)
+        landmarks[name] = unseen.measure(build(len(train.classes)), pretrained, train, measured)
         print(json.dumps({"network": name, **landmarks[name]}), flush=True)
     records = []
-    for record in unseen.survey_space(generator, train, measured, unseen.unseen_specs(count)):
+    for record in unseen.survey_space(pretrained, train, measured, unseen.unseen_specs(count)):
         records.append(record)
         print(json.dumps(record), flush=True)
     return {"landmarks": landmarks, "summary": unseen.summary(records)}

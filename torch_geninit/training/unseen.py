@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
-from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.initializers import Pretrained
 from torch_geninit.training.architectures import WEIGHTS, Space, multiplications, sample_unseen
 from torch_geninit.training.classifier import score
 from torch_geninit.training.data import Split
@@ -63,14 +63,14 @@ def unseen_specs(count: int, families: Mapping[str, float] = WEIGHTS) -> Iterato
             yield drawn
 
 
-def measure(model: nn.Module, pretrained: WeightGenerator, train: Split, measured: Split) -> dict[str, Any]:
+def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Split) -> dict[str, Any]:
     """Fill ``model``, trusted or not, calibrate BatchNorm, and measure it; ``model`` is changed.
 
-    ``generated`` is the share of its weights that were generated; ``distance`` that of its graph from the
-    networks seen in training.
+    ``generator`` is the one that was chosen, ``generated`` the share of its weights that were generated,
+    ``distance`` that of its graph from the networks seen in training.
     """
     example = train.normalise(train.images[:1])
-    graph = pretrained.trace(model, example)
+    graph = geninit.trace(model, example)
     plan = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
     plan.write_(model)
     geninit.recalibrate_bn_(model, (x for x, _ in train.spread(CALIBRATION_IMAGES).batches()))
@@ -79,6 +79,7 @@ def measure(model: nn.Module, pretrained: WeightGenerator, train: Split, measure
     return {
         "accuracy": accuracy,
         "nll": nll,
+        "generator": plan.source,
         "distance": plan.verdict.distance if plan.verdict else None,
         "trusted": bool(plan.verdict and plan.verdict.trusted),
         "generated": generated / sum(p.numel() for p in model.parameters()),
@@ -88,7 +89,7 @@ def measure(model: nn.Module, pretrained: WeightGenerator, train: Split, measure
 
 
 def survey_space(
-    pretrained: WeightGenerator, train: Split, measured: Split, specs: Iterable[Spec]
+    pretrained: Pretrained, train: Split, measured: Split, specs: Iterable[Spec]
 ) -> Iterator[dict[str, Any]]:
     """Measure networks of the space, one record each."""
     for spec in specs:

@@ -1,0 +1,89 @@
+"""One epoch from both starts: what is paired, what is chosen, what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.training import first_epoch
+from torch_geninit.training.data import Split
+from torch_geninit.training.families import Spec
+
+SPEC = Spec("plain", (1, 1), (8, 16))
+
+
+@pytest.fixture(scope="module")
+def images() -> Split:
+    stream = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 255, (40, 3, 32, 32), generator=stream, dtype=torch.uint8)
+    names = tuple(f"class {i}" for i in range(10))
+    return Split(pixels, torch.arange(40) % 10, (0.5,) * 3, (0.25,) * 3, names)
+
+
+def test_each_start_has_its_own_rate_and_the_seeds_are_paired(
+    tiny: Callable[[str], WeightGenerator], images: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[bool, float, int]] = []
+    he = {}
+
+    def trained(model: nn.Module, lr: float, seed: int, *_: object, amp: bool) -> float:
+        weight = model.stem[0].weight.detach().clone()
+        generated = not calls_are_he(weight, seed)
+        calls.append((generated, lr, seed))
+        return {(False, 0.1): 0.5, (False, 0.01): 0.4, (True, 0.1): 0.3, (True, 0.01): 0.6}[generated, lr]
+
+    def calls_are_he(weight: torch.Tensor, seed: int) -> bool:
+        # The first network of each seed is He's.
+        return torch.equal(he.setdefault(seed, weight), weight)
+
+    monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", trained)
+    record = first_epoch.compare(SPEC, tiny("ghn"), images, images, rates=(0.1, 0.01), seeds=3)
+    assert (record["he"]["lr"], record["ghn"]["lr"]) == (0.1, 0.01)
+    assert calls == [
+        *[(False, 0.1, 0), (False, 0.01, 0), (False, 0.1, 1), (False, 0.1, 2)],
+        *[(True, 0.1, 0), (True, 0.01, 0), (True, 0.01, 1), (True, 0.01, 2)],
+    ]
+    assert record["generated"] and record["ghn"]["accuracy"] == [0.6] * 3
+
+
+def test_where_the_verb_falls_back_there_is_only_he(
+    tiny: Callable[[str], WeightGenerator], images: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", lambda *_, **__: 0.5)
+    stranger = Spec("transformer", (1,), (32,), stem=8, heads=2)
+    record = first_epoch.compare(stranger, tiny("ghn"), images, images, rates=(0.1,), seeds=1)
+    assert not record["generated"] and "ghn" not in record
+    assert first_epoch.lead(record) is None
+
+
+def test_an_epoch_is_trained_and_measured(images: Split) -> None:
+    torch.manual_seed(0)
+    model = SPEC.build(10)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    few = images.subset(torch.arange(40))
+    many = Split(few.images.repeat(16, 1, 1, 1), few.labels.repeat(16), few.mean, few.std, few.classes)
+    accuracy = first_epoch.accuracy_after_an_epoch(model, 0.05, 0, many, images)
+    assert 0 <= accuracy <= 1
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_summary_by_hand() -> None:
+    def record(name: str, he: list[float], ghn: list[float] | None) -> dict[str, object]:
+        found: dict[str, object] = {"network": name, "he": {"accuracy": he}}
+        return found if ghn is None else found | {"ghn": {"accuracy": ghn}}
+
+    found = first_epoch.summary(
+        [
+            record("ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),
+            record("surely behind", [0.4, 0.4, 0.4], [0.30, 0.31, 0.29]),
+            record("perhaps behind", [0.4, 0.4, 0.4], [0.1, 0.45, 0.5]),
+            record("left alone", [0.4, 0.4, 0.4], None),
+        ]
+    )
+    assert (found["networks"], found["generated"], found["ahead"]) == (4, 3, 1)
+    assert found["significantly_worse"] == ["surely behind"]
+    assert found["mean_lead"] == pytest.approx((0.2 - 0.1 - 0.05) / 3)

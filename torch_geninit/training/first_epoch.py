@@ -1,0 +1,145 @@
+"""Train unseen networks for one epoch from He's law and from generated weights, each at its best rate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+import torch_geninit as geninit
+from torch_geninit.initializers import Pretrained
+from torch_geninit.training.architectures import WEIGHTS
+from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
+from torch_geninit.training.data import Split, load
+from torch_geninit.training.expectation import name_of
+from torch_geninit.training.families import Spec
+from torch_geninit.training.networks import he_
+from torch_geninit.training.run import Run
+from torch_geninit.training.unseen import CALIBRATION_IMAGES, unseen_specs
+
+ONE_SIDED = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132}
+"""Number of pairs -> Student's t beyond which one side has less than 5 % (any table of it)."""
+
+
+def accuracy_after_an_epoch(
+    model: nn.Module, lr: float, seed: int, train: Split, validation: Split, *, amp: bool = False
+) -> float:
+    """Train ``model`` for one epoch of SGD, the rate rising over the first fifth, and measure it."""
+    recipe = Recipe([Phase(train.images.shape[-1], 1)], lr=lr, weight_decay=1e-4, amp=amp)
+    train_classifier(model, train, recipe, seed=seed, description=f"lr {lr}")
+    geninit.recalibrate_bn_(model, train.spread(CALIBRATION_IMAGES).batches())
+    return score(model, validation).accuracy
+
+
+def compare(
+    spec: Spec,
+    pretrained: Pretrained,
+    train: Split,
+    validation: Split,
+    *,
+    rates: Sequence[float],
+    seeds: int,
+    amp: bool = False,
+) -> dict[str, Any]:
+    """Return accuracies after an epoch of one network from both starts.
+
+    Each start's rate is the one of ``rates`` that is best with the first seed; the seed decides the order of
+    the images and He's draw, and is shared by the two. Where the verb falls back, there is only He.
+    """
+    size, classes = train.images.shape[-1], len(train.classes)
+    record: dict[str, Any] = {"network": name_of(spec), "family": spec.family, "norm": spec.style.norm}
+
+    def built(start: str, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = he_(spec.build(classes, size))
+        if start == "ghn":
+            geninit.ghn_(model, pretrained=pretrained, example_inputs=train.normalise(train.images[:1]))
+        return model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", geninit.GenInitWarning)
+        made = geninit.plan(
+            built("he", 0), pretrained=pretrained, example_inputs=train.normalise(train.images[:1])
+        )
+        record |= {"generator": made.source, "generated": bool(made.generated)}
+        for start in ("he", "ghn") if made.generated else ("he",):
+            first = {
+                lr: accuracy_after_an_epoch(built(start, 0), lr, 0, train, validation, amp=amp)
+                for lr in rates
+            }
+            best = max(first, key=lambda lr: first[lr])
+            others = [
+                accuracy_after_an_epoch(built(start, seed), best, seed, train, validation, amp=amp)
+                for seed in range(1, seeds)
+            ]
+            record[start] = {"lr": best, "accuracy": [first[best], *others], "first seed": first}
+    return record
+
+
+def lead(record: dict[str, Any]) -> tuple[float, float] | None:
+    """Return the mean lead over He and its standard error over paired seeds; None where there is none."""
+    if "ghn" not in record:
+        return None
+    leads = [g - h for g, h in zip(record["ghn"]["accuracy"], record["he"]["accuracy"], strict=True)]
+    error = statistics.stdev(leads) / len(leads) ** 0.5 if len(leads) > 1 else math.inf
+    return statistics.mean(leads), error
+
+
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Count networks generated, ahead of He, and significantly worse (one-sided t test, 5 %)."""
+    leads = {record["network"]: found for record in records if (found := lead(record)) is not None}
+    pairs = max((len(record["he"]["accuracy"]) for record in records), default=0)
+    bound = ONE_SIDED.get(pairs, math.inf)
+    return {
+        "networks": len(records),
+        "generated": len(leads),
+        "ahead": sum(mean > 0 for mean, _ in leads.values()),
+        "mean_lead": statistics.mean(mean for mean, _ in leads.values()) if leads else 0.0,
+        "significantly_worse": [name for name, (mean, error) in leads.items() if mean < -bound * error],
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="prepared data file")
+    parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
+    parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
+    parser.add_argument("--networks", type=int, default=40, help="unseen networks of the space")
+    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--threads", type=int, help="torch threads")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Compare network by network, a line each as it goes; print the summary."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    train, validation = load(arguments.data, "train"), load(arguments.data, "validation")
+    families = {name: WEIGHTS[name] for name in arguments.families}
+    run = Run(arguments.run)
+    state = run.resume() or {"records": []}
+    records: list[dict[str, Any]] = state["records"]
+    for spec in list(unseen_specs(arguments.networks, families))[len(records) :]:
+        records.append(
+            compare(
+                spec,
+                arguments.pretrained,
+                train,
+                validation,
+                rates=arguments.rates,
+                seeds=arguments.seeds,
+                amp=arguments.amp,
+            )
+        )
+        run.log(**records[-1])
+        run.save({"records": records})
+        print(json.dumps(records[-1]), flush=True)
+    print(json.dumps(summary(records)))
