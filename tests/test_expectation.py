@@ -16,7 +16,7 @@ import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.expectation import LEAST_HALF, MeasuredNetworks, describe
 from torch_geninit.graph.trace import trace
-from torch_geninit.training.expectation import calibration, fit, leave_one_out, reference_specs
+from torch_geninit.training.expectation import calibration, fit, leave_one_out, reference_specs, resnet_specs
 from torch_geninit.training.networks import ResNet, resnet20
 from torch_geninit.training.unseen import unseen_specs
 
@@ -119,6 +119,14 @@ def test_references_are_never_the_networks_it_is_judged_by() -> None:
     references = set(reference_specs(5, judged_by=8))
     assert len(references) == 5 and all(spec.held_out() for spec in references)
     assert not references & set(unseen_specs(8))
+
+
+def test_resnets_are_small_and_never_the_held_out_ones() -> None:
+    specs = list(resnet_specs(40))
+    assert len(set(specs)) == 40 and specs == list(resnet_specs(40))
+    assert all(len(spec.blocks) == 3 and max(spec.blocks) <= 5 for spec in specs)
+    assert (3, 3, 3) not in {spec.blocks for spec in specs}
+    assert {spec.widths[0] for spec in specs} == {8, 12, 16, 20, 24}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch_geninit.generators.expectation import MeasuredNetworks, describe
 from torch_geninit.training import unseen
 from torch_geninit.training.architectures import WEIGHTS, Space, sample_unseen
 from torch_geninit.training.data import Split, load
-from torch_geninit.training.families import Spec
+from torch_geninit.training.families import Spec, Style
 from torch_geninit.training.run import Run
 
 LENGTHS = tuple(2.0**k for k in range(-1, 7))
@@ -47,6 +48,25 @@ def reference_specs(
             seen.add(drawn)
             count -= 1
             yield drawn
+
+
+def resnet_specs(count: int) -> Iterator[Spec]:
+    """Yield ``count`` different ResNets as of He et al. 2016, section 4.2, none of depth 20 or 56.
+
+    Three stages of 1 to 5 basic blocks, base widths 8 to 24, BatchNorm: usual, and rare among
+    random networks.
+    """
+    seen: set[Spec] = set()
+    number = 0
+    while len(seen) < count:
+        r = random.Random(f"resnet/{number}")
+        number += 1
+        base, blocks = r.choice((8, 12, 16, 20, 24)), tuple(r.randint(1, 5) for _ in range(3))
+        style = Style(shortcut=r.choice(("A", "B")))
+        spec = Spec("basic", blocks, (base, 2 * base, 4 * base), style)
+        if blocks != (3, 3, 3) and spec not in seen:
+            seen.add(spec)
+            yield spec
 
 
 def name_of(spec: Spec) -> str:
@@ -142,6 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", required=True, help="hypernetwork: a manifest name or a file")
     parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
     parser.add_argument("--networks", type=int, default=200, help="networks to learn from")
+    parser.add_argument("--resnets", type=int, default=0, help="ResNets to learn from besides")
     parser.add_argument("--judged-by", type=int, default=100, help="other networks to hold it against")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="of both")
     parser.add_argument("--images", type=int, default=5000, help="validation images to measure on")
@@ -159,10 +180,10 @@ def main(arguments: argparse.Namespace) -> None:
     train = load(arguments.data, "train")
     validation = load(arguments.data, "validation").spread(arguments.images)
     families = {name: WEIGHTS[name] for name in arguments.families}
-    sets = {
-        "references": list(reference_specs(arguments.networks, arguments.judged_by, families)),
-        "judges": list(unseen.unseen_specs(arguments.judged_by, families)),
-    }
+    judges = list(unseen.unseen_specs(arguments.judged_by, families))
+    random_ones = reference_specs(arguments.networks, arguments.judged_by, families)
+    resnets = (spec for spec in resnet_specs(arguments.resnets) if spec not in judges)
+    sets = {"references": [*random_ones, *resnets], "judges": judges}
     records = {
         name: measure_networks(generator, train, validation, specs, Run(folder / name))
         for name, specs in sets.items()
