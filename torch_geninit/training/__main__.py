@@ -20,6 +20,13 @@ COMMANDS = {
 }
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, but only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m torch_geninit.training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -29,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
             name,
             help=text,
             description=code.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Formatter,
         )
         code.add_arguments(command)
         command.set_defaults(run_command=code.main)
