@@ -21,6 +21,8 @@ from torch_geninit import manifest
 from torch_geninit.graph import vocabulary
 from torch_geninit.graph.trace import trace
 from torch_geninit.initializers import KINDS
+from torch_geninit.training.blocks import Style
+from torch_geninit.training.families import Spec
 from torch_geninit.training.networks import ResNet, resnet20
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,7 +33,26 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet20": resnet20,
     # Wider than decoders have been, so that tiles are repeated, and of a depth of its own.
     "wide": lambda: ResNet((2, 1, 2), (24, 48, 96), shortcut="B"),
+    "inverted": lambda: Spec("inverted", (1, 2), (24, 48), Style(squeeze_excite=True)).build(10),
+    "convnext": lambda: Spec("convnext", (1, 1, 1), (32, 64, 128), PATCHES, 2).build(10),
+    "dense": lambda: Spec("dense", (2, 3, 2), (24, 48, 96)).build(10),
+    "inception": lambda: Spec("inception", (1, 1, 1), (32, 64, 128)).build(10),
+    "transformer": lambda: Spec("transformer", (2,), (96,), TOKENS, 4, "stride", 0, 3, "table").build(10),
 }
+PATCHES = Style(norm="layer", activation="gelu", kernel=7)
+TOKENS = Style(norm="layer", activation="gelu")
+
+RESNETS = ("resnet20", "wide")
+OWN = {
+    "ghn-cifar10-depthwise": ("inverted", "convnext"),
+    "ghn-cifar10-branched": ("dense", "inception"),
+    "ghn-cifar10-transformer": ("transformer",),
+}
+"""Generator -> networks of the kind that it was trained on; those not named here know ResNets."""
+
+
+def networks(generator: str) -> dict[str, Callable[[], nn.Module]]:
+    return {name: NETWORKS[name] for name in OWN.get(generator, RESNETS)}
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -67,7 +88,7 @@ def summary(value: Tensor) -> list[float]:
 def values(verb: str, generator: str) -> dict[str, Any]:
     """Return network -> parameter -> numbers, and the file they come from."""
     found: dict[str, Any] = {"sha256": sha256(generator), "seed": SEED}
-    for name, make in NETWORKS.items():
+    for name, make in networks(generator).items():
         model = make()
         plan = geninit.plan(model, verb, pretrained=generator)  # type: ignore[arg-type]
         parameters = dict(apply(verb, generator, model).named_parameters())

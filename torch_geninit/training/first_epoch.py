@@ -22,7 +22,7 @@ from torch_geninit.training.expectation import name_of
 from torch_geninit.training.families import Spec
 from torch_geninit.training.networks import he_
 from torch_geninit.training.run import Run
-from torch_geninit.training.unseen import CALIBRATION_IMAGES, unseen_specs
+from torch_geninit.training.unseen import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
 
 ONE_SIDED = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132}
 """Number of pairs -> Student's t beyond which one side has less than 5 % (any table of it)."""
@@ -112,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
     parser.add_argument("--networks", type=int, default=40, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
+    parser.add_argument("--most-macs", type=float, default=MOST_MACS, help="multiplications of a network")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
@@ -127,7 +128,8 @@ def main(arguments: argparse.Namespace) -> None:
     run = Run(arguments.run)
     state = run.resume() or {"records": []}
     records: list[dict[str, Any]] = state["records"]
-    for spec in list(unseen_specs(arguments.networks, families))[len(records) :]:
+    specs = unseen_specs(arguments.networks, families, int(arguments.most_macs))
+    for spec in list(specs)[len(records) :]:
         records.append(
             compare(
                 spec,

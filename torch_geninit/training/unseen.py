@@ -50,13 +50,15 @@ LANDMARKS: Mapping[str, Callable[[int], nn.Module]] = {
 """Networks that people know, none of them in training."""
 
 
-def unseen_specs(count: int, families: Mapping[str, float] = WEIGHTS) -> Iterator[Spec]:
+def unseen_specs(
+    count: int, families: Mapping[str, float] = WEIGHTS, most_macs: int = MOST_MACS
+) -> Iterator[Spec]:
     """Yield ``count`` different unseen networks of the space, always the same ones."""
     space = Space(10, torch.zeros(1, 3, 32, 32))
     seen: set[Spec] = set()
     number = 0
     while len(seen) < count:
-        drawn = space.within(lambda r: sample_unseen(r, families), f"unseen/{number}", MOST_MACS).spec
+        drawn = space.within(lambda r: sample_unseen(r, families), f"unseen/{number}", most_macs).spec
         number += 1
         if drawn not in seen:
             seen.add(drawn)
