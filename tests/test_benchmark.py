@@ -32,7 +32,7 @@ def test_sections_are_rewritten_and_the_rest_of_the_page_stays(
     assert text.startswith("# Mine\n\n<!-- chains -->\n## Chains of layers") and "\nwords\n" in text
     assert "old" not in text
     assert "| 2 | 11 |" in text and "| 4 | 17 |" in text  # three operations a layer, five around them
-    assert "| resnet20 | 0.3 M | 100.0 % |" in text and "| resnet20 | 99.2 % |" in text
+    assert "| resnet20 | tiny-ghn | 0.3 M | 100.0 % |" in text and "| resnet20 | 99.2 % |" in text
     assert "7.1 G parameters on the meta device" in text
 
 

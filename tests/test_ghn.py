@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from torch_geninit.graph.architecture import Architecture, Node, ParameterUse
 from torch_geninit.graph.landmarks import normalised_kernels
 from torch_geninit.graph.trace import trace
 from torch_geninit.graph.vocabulary import PRIMITIVES
+from torch_geninit.training.blocks import Style
+from torch_geninit.training.families import Spec
 from torch_geninit.training.networks import ResNet, resnet20
 
 SIZES = {
@@ -181,6 +184,18 @@ def test_training_networks_are_at_distance_zero_and_others_are_not() -> None:
     )
     outside, reason = distance(profile(trace(plain, torch.zeros(1, 3, 32, 32))), trained)
     assert outside > 0 and "trained on" in reason
+
+
+def test_a_network_deeper_in_linear_layers_alone_is_farther() -> None:
+    def transformer(blocks: int) -> Architecture:
+        spec = Spec("transformer", (blocks,), (32,), Style(norm="layer"), 8, heads=2, positions="table")
+        return trace(spec.build(10), torch.zeros(1, 3, 32, 32))
+
+    trained = summarise(profile(transformer(blocks)) for blocks in (1, 2))
+    assert distance(profile(transformer(2)), trained)[0] == 0
+    away, reason = distance(profile(transformer(9)), trained)
+    # 9 blocks of four linear layers and a head, against two.
+    assert away >= math.log2(38) - math.log2(10) - 1e-3 and "linear layers" in reason
 
 
 def test_untrusted_network_is_left_alone_with_one_warning(generator: GraphHyperNetwork) -> None:

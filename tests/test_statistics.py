@@ -1,11 +1,14 @@
 """What the shipped generators' weights are like beside He's: scale, rank, and no two filters the same.
 
-Bounds, for networks of the shipped generators' own kind: a layer's standard deviation is between a half and
-twice He's, that of the classifier, which has been trained, between a fifth and five times; a matrix's
-effective rank is at least half that of independent normal numbers.
+Bounds, for networks of each generator's own kind: the standard deviation of a kernel that BatchNorm follows
+is between a half and twice He's, times the generator's kernel scale, as is that of what VAEs draw; where the
+scale was learned, between a tenth and ten times He's. A matrix's effective rank is at least three tenths of
+that of independent normal numbers.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import golden_values as golden
 import pytest
@@ -13,9 +16,17 @@ import torch
 from torch import Tensor, nn
 
 import torch_geninit as geninit
+from torch_geninit.graph.landmarks import normalised_kernels
 from torch_geninit.training.networks import ResNet
 
 Weights = dict[str, Tensor]
+
+
+class Made(NamedTuple):
+    """What a generator made for a network: its matrices, and the bounds of each one's scale beside He's."""
+
+    weights: Weights
+    bounds: dict[str, tuple[float, float]]
 
 
 @pytest.fixture(
@@ -23,16 +34,33 @@ Weights = dict[str, Tensor]
     params=[(*pair, network) for pair in golden.pairs() for network in golden.networks(pair[1])],
     ids=lambda p: "-".join(p),
 )
-def weights(request: pytest.FixtureRequest) -> Weights:
+def made(request: pytest.FixtureRequest) -> Made:
     """Every matrix that one generator makes for one network."""
     verb, generator, network = request.param
     model = golden.NETWORKS[network]()
     plan = geninit.plan(model, verb, pretrained=generator)
-    return matrices(plan, golden.apply(verb, generator, model))
+    found = matrices(plan, golden.apply(verb, generator, model))
+    if plan.architecture is None:
+        return Made(found, dict.fromkeys(found, (0.5, 2.0)))
+    scale = plan.pretrained.kernel_scale
+    normalised = normalised_kernels(plan.architecture)
+    bounds = {name: (0.5 * scale, 2 * scale) if name in normalised else (0.1, 10.0) for name in found}
+    return Made(found, bounds)
+
+
+@pytest.fixture()
+def weights(made: Made) -> Weights:
+    return made.weights
 
 
 def matrices(plan: geninit.Plan, model: nn.Module) -> Weights:
-    names = [entry.name for entry in plan.generated if len(entry.shape) > 1]
+    nodes = plan.architecture.nodes if plan.architecture else ()
+    names = [
+        entry.name
+        for entry in plan.generated
+        # Tables of positions are no matrices.
+        if len(entry.shape) > 1 and (not nodes or nodes[entry.node].op in ("conv", "linear"))
+    ]
     found = {name: model.get_parameter(name).detach().flatten(1) for name in names}
     assert len(found) > 5
     return found
@@ -49,10 +77,10 @@ def he_std(matrix: Tensor) -> float:
     return float((2 / matrix.shape[1]) ** 0.5)
 
 
-def test_scale(weights: Weights) -> None:
-    for name, matrix in weights.items():
-        factor = 5 if name == "fc.weight" else 2
-        assert 1 / factor < matrix.std() / he_std(matrix) < factor, name
+def test_scale(made: Made) -> None:
+    for name, matrix in made.weights.items():
+        low, high = made.bounds[name]
+        assert low < matrix.std() / he_std(matrix) < high, name
         assert matrix.mean().abs() < matrix.std(), name
 
 
@@ -60,7 +88,7 @@ def test_effective_rank(weights: Weights) -> None:
     stream = torch.Generator().manual_seed(0)
     for name, matrix in weights.items():
         normal = torch.randn(matrix.shape, generator=stream)
-        assert effective_rank(matrix) > 0.5 * effective_rank(normal), name
+        assert effective_rank(matrix) > 0.3 * effective_rank(normal), name
 
 
 def test_no_two_filters_are_equal(weights: Weights) -> None:
@@ -100,7 +128,7 @@ def test_the_measures_notice() -> None:
     stream = torch.Generator().manual_seed(0)
     full = torch.randn(32, 64, generator=stream)
     low = torch.randn(32, 4, generator=stream) @ torch.randn(4, 64, generator=stream)
-    assert effective_rank(low) < 4.001 < 0.5 * effective_rank(full)
+    assert effective_rank(low) < 4.001 < 0.3 * effective_rank(full)
     assert different_rows(full)
     twice = full.clone()
     twice[17] = full[3] * 1.001

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch_geninit.generators.base import Verdict
 from torch_geninit.generators.expectation import Expectation, MeasuredNetworks, describe
-from torch_geninit.graph.architecture import Architecture
+from torch_geninit.graph.architecture import Architecture, Shape
 
 if TYPE_CHECKING:
     from torch_geninit.plan import Plan
 
 
-MEASURES = ("depth (log2)", "widest layer (log2)", "narrowest layer (log2)", "resolutions")
+MEASURES = (
+    "convolutions (log2)",
+    "linear layers (log2)",
+    "widest convolution (log2)",
+    "narrowest convolution (log2)",
+    "resolutions",
+)
 """What every network is measured by, besides its shares of primitives."""
 
 
@@ -26,7 +32,7 @@ class Profile:
 
     Attributes:
         patterns: number of nodes by local pattern, a primitive with those before and after it.
-        measures: depth, widths, stages (log2) and the share of each primitive among the nodes.
+        measures: numbers of layers, widths, stages (log2) and the share of each primitive among the nodes.
     """
 
     patterns: Mapping[str, int]
@@ -45,14 +51,21 @@ def profile(architecture: Architecture) -> Profile:
         f"{','.join(sorted(before[i]))}>{node.op}>{','.join(sorted(after[i]))}"
         for i, node in enumerate(nodes)
     )
-    kernels = [
-        use.shape for node in nodes for use in node.parameters if use.role == "weight" and node.op == "conv"
-    ]
+    weights: dict[str, list[Shape]] = {"conv": [], "linear": []}
+    for node in nodes:
+        if node.op in weights:
+            weights[node.op] += [use.shape for use in node.parameters if use.role == "weight"]
     # Pooling to 1x1 and averaging the positions away are the same network, so one position is no resolution.
     extents = {math.prod(node.shape[2:]) for node in nodes if len(node.shape) > 2} - {1}
     measures = {f"share of {op}": count / len(nodes) for op, count in Counter(n.op for n in nodes).items()}
-    widths = [shape[0] for shape in kernels]
-    counts = (1 + len(kernels), max(widths, default=1), min(widths, default=1), 1 + len(extents))
+    widths = [shape[0] for shape in weights["conv"]]
+    counts = (
+        1 + len(weights["conv"]),
+        1 + len(weights["linear"]),
+        max(widths, default=1),
+        min(widths, default=1),
+        1 + len(extents),
+    )
     measures.update(zip(MEASURES, map(math.log2, counts), strict=True))
     return Profile(patterns, measures)
 

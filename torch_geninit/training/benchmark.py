@@ -38,6 +38,7 @@ class Row:
 
     Attributes:
         model: its name.
+        generator: name or file of the hypernetwork.
         weights: numbers in all of its parameters.
         generated: share of them that ``ghn_`` fills.
         drawn: share of them that ``vae_`` fills.
@@ -47,6 +48,7 @@ class Row:
     """
 
     model: str
+    generator: str
     weights: int
     generated: float
     drawn: float
@@ -85,9 +87,13 @@ def timed(call: Callable[..., T], *args: Any, **kwargs: Any) -> tuple[T, float]:
 
 def compare(name: str, pretrained: str, vae: str, repeats: int) -> Row:
     """Time every way of filling one model, in turns so that a busy spell hits them all."""
-    generator = geninit.load(pretrained)
     model = build(name)
     graph = geninit.trace(model)
+    automatic = pretrained == geninit.initializers.AUTO
+    if automatic:
+        chosen = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
+        pretrained = chosen.source
+    generator = geninit.load(pretrained)
     by_ghn = geninit.plan(model, pretrained=generator, graph=graph, untrusted="generate").generated
     by_vae = geninit.plan(model, "vae", pretrained=vae).generated
     filled = [entry.name for entry in by_ghn]
@@ -110,6 +116,8 @@ def compare(name: str, pretrained: str, vae: str, repeats: int) -> Row:
         "kaiming of drawn": lambda model: kaiming_(model, drawn),
         "vae_": lambda model: geninit.vae_(model, pretrained=vae),
     }
+    if automatic:
+        ways["auto"] = lambda model: geninit.ghn_(model, pretrained="auto", untrusted="generate")
     seen: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(repeats + 1):
         for way, call in ways.items():
@@ -123,6 +131,7 @@ def compare(name: str, pretrained: str, vae: str, repeats: int) -> Row:
     total = sum(parameter.numel() for parameter in model.parameters())
     return Row(
         name,
+        pretrained,
         total,
         sum(math.prod(entry.shape) for entry in by_ghn) / total,
         sum(math.prod(entry.shape) for entry in by_vae) / total,
@@ -141,25 +150,27 @@ def initialisation(pretrained: str, vae: str, repeats: int) -> str:
     lines = [
         "## Beside kaiming_normal_",
         "",
-        f"`ghn_` with {Path(pretrained).stem}, its trust check not obeyed, against `nn.init.kaiming_normal_` "
-        "over those of the same weights that have two or more dimensions. *Everything* reads the generator's "
-        "file, traces, plans, predicts and writes; *graph=* saves tracing, *loaded* reading the file too, as "
-        f"for an ensemble. Medians of {repeats} on a fresh model each, CPU ms of one thread.",
+        "`ghn_`, its trust check not obeyed, against `nn.init.kaiming_normal_` over those of the same "
+        "weights that have two or more dimensions. *Everything* reads the generator's file, traces, plans, "
+        "predicts and writes; *graph=* saves tracing, *loaded* reading the file too, as for an ensemble; "
+        f"*auto* also chooses the generator. Medians of {repeats} on a fresh model each, CPU ms of one "
+        "thread.",
         "",
-        "| model | weights | generated | kaiming | everything | graph= | graph=, loaded | trace "
-        "| extra memory | of weights |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| model | generator | weights | generated | kaiming | everything | graph= | graph=, loaded | auto "
+        "| trace | extra memory | of weights |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         times = row.milliseconds
         cells = [
-            f"{times[w]:.0f} ({row.ratio(w, 'kaiming'):.2f} x)" for w in ("ghn_", "graph", "graph, loaded")
+            f"{times[w]:.0f} ({row.ratio(w, 'kaiming'):.2f} x)" if w in times else "-"
+            for w in ("ghn_", "graph", "graph, loaded", "auto")
         ]
         extra = "-" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.0f} MB"
         lines.append(
-            f"| {row.model} | {row.weights / 1e6:.1f} M | {100 * row.generated:.1f} % "
-            f"| {times['kaiming']:.1f} | {' | '.join(cells)} | {times['trace']:.0f} | {extra} "
-            f"| {4 * row.weights / 1e6:.0f} MB |"
+            f"| {row.model} | {Path(row.generator).stem} | {row.weights / 1e6:.1f} M "
+            f"| {100 * row.generated:.1f} % | {times['kaiming']:.1f} | {' | '.join(cells)} "
+            f"| {times['trace']:.0f} | {extra} | {4 * row.weights / 1e6:.0f} MB |"
         )
     lines += [
         "",
@@ -254,7 +265,7 @@ absolutes: they are taken in one process.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pretrained", default="ghn-cifar10", help="hypernetwork: a name or a file")
+    parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
     parser.add_argument("--vae", default="vae-cifar10", help="slice VAEs: a name or a file")
     parser.add_argument("--repeats", type=int, default=9, help="runs of which the median counts")
     parser.add_argument("--only", choices=SECTIONS, help="measure one section")
@@ -265,10 +276,12 @@ def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", geninit.GenInitWarning)
     warm_up(options.pretrained)
+    automatic = options.pretrained == geninit.initializers.AUTO
+    one = geninit.initializers.DEFAULTS["ghn"] if automatic else options.pretrained
     write: dict[str, Callable[[], str]] = {
         "initialisation": lambda: initialisation(options.pretrained, options.vae, options.repeats),
-        "chains": lambda: chains(options.pretrained, min(options.repeats, 5)),
-        "meta": lambda: meta(options.pretrained),
+        "chains": lambda: chains(one, min(options.repeats, 5)),
+        "meta": lambda: meta(one),
     }
     machine = (
         f"{_processor()}, torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}"
