@@ -363,6 +363,29 @@ class TestTensors:
         assert time.process_time() - start < 10
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 * 1024
 
+    def test_wherever_the_outline_stops_autograd_stays_on(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Initialisers switch it off and on through the very mode that counts the calls."""
+
+        def normed(self: Toy, card: dict[str, Any]) -> None:
+            WeightGenerator.__init__(self, card)
+            self.norms = nn.ModuleList(nn.LayerNorm(2) for _ in range(2))
+
+        outline = file._Outline
+        monkeypatch.setattr(Toy, "__init__", normed)
+        stopped = []
+        for calls in range(60):
+            monkeypatch.setattr(file, "_Outline", lambda _, calls=calls: outline(calls))
+            try:
+                file._build(path, card(), 1)
+            except file.GeneratorFileError:
+                stopped.append(calls)
+            enabled = torch.is_grad_enabled()
+            torch.set_grad_enabled(True)
+            assert enabled, calls
+        assert 10 < len(stopped) < 60
+
     def test_a_class_whose_tensors_no_file_restores_is_named(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

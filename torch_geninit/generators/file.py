@@ -254,8 +254,9 @@ def _build(path: Path, card: dict[str, Any], tensors: int) -> WeightGenerator:
     try:
         if check is not None:
             check(card)
-        # A layer makes some five calls for each of its tensors.
-        with never_while_switching(), torch.device("meta"), _Outline(1_000 + 100 * tensors):
+        # A layer makes some five calls for each of its tensors. The outline is asked when initialisers switch
+        # autograd off and on, too, and may stop there: no_grad around it puts the caller's mode back.
+        with never_while_switching(), torch.no_grad(), torch.device("meta"), _Outline(1_000 + 100 * tensors):
             return cls(card)
     except MemoryError:
         raise
