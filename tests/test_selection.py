@@ -36,12 +36,18 @@ class Small(nn.Sequential):
 
 
 def generator(
-    *, threshold: float = 1000.0, more: tuple[str, ...] = (), accuracy: float | None = None, noise: int = 0
+    *,
+    threshold: float = 1000.0,
+    more: tuple[str, ...] = (),
+    accuracy: float | None = None,
+    noise: int = 0,
+    width: float = 0.0,
 ) -> GraphHyperNetwork:
     """A hypernetwork that trusts itself up to ``threshold`` and expects ``accuracy`` of everything."""
     card = ghn_card(noise)
     card["trained"]["threshold"] = threshold
     card["trained"]["kinds"] += more
+    card["trained"]["ranges"]["widest convolution (log2)"] = [0.0, width]
     if accuracy is not None:
         card["measured"] = measured(accuracy)
     with torch.random.fork_rng(devices=[]):
@@ -73,6 +79,10 @@ CANDIDATES = {
     ),
     "of trusted ones, the higher expectation": ({"accuracy": 0.3}, {"accuracy": 0.9}),
     "of trusted ones, one that expects something": ({}, {"accuracy": 0.3}),
+    "of distrustful ones, the nearest, whatever it expects": (
+        {"threshold": 0.0, "accuracy": 0.9, "width": 0.0},
+        {"threshold": 0.0, "accuracy": 0.3, "width": 3.0},
+    ),
     "of distrustful ones, who can fill more": (
         {"threshold": 0.0, "accuracy": 0.9},
         {"threshold": 0.0, "more": ("5x5 convolution",)},

@@ -29,8 +29,9 @@ def select(
 ) -> tuple[str, Architecture | None]:
     """Return the name of the candidate that serves ``model`` best, and the graph it was judged by.
 
-    Best is who trusts its prediction; then who can generate most matrices; then who expects the highest
-    accuracy before training; then who is nearest. All read the same graph, so the model is traced once.
+    Best is who trusts its prediction; then who can generate most matrices; then, among those who trust, who
+    expects the highest accuracy before training; then who is nearest. All read the same graph, so the model
+    is traced once.
 
     Args:
         candidates: names and generators of one kind; outlines will do.
@@ -66,7 +67,11 @@ def select(
 def _rank(made: Plan) -> tuple[float, ...]:
     if made.verdict is None:
         return (0.0, 0.0, 0.0, 0.0)
-    with fixed():
-        told = made.pretrained.expectation(made)
+    trusted, distance, _ = made.verdict
     matrices = sum(len(entry.shape) > 1 for entry in made.generated)
-    return (made.verdict.trusted, matrices, told.accuracy if told else 0.0, -made.verdict.distance)
+    expected = 0.0
+    if trusted:  # far from all that was measured, an expectation tells nothing
+        with fixed():
+            told = made.pretrained.expectation(made)
+        expected = told.accuracy if told else 0.0
+    return (trusted, matrices, expected, -distance)
