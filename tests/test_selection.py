@@ -41,12 +41,13 @@ def generator(
     more: tuple[str, ...] = (),
     accuracy: float | None = None,
     noise: int = 0,
+    less: tuple[str, ...] = (),
     width: float = 0.0,
 ) -> GraphHyperNetwork:
     """A hypernetwork that trusts itself up to ``threshold`` and expects ``accuracy`` of everything."""
     card = ghn_card(noise)
     card["trained"]["threshold"] = threshold
-    card["trained"]["kinds"] += more
+    card["trained"]["kinds"] = [kind for kind in (*card["trained"]["kinds"], *more) if kind not in less]
     card["trained"]["ranges"]["widest convolution (log2)"] = [0.0, width]
     if accuracy is not None:
         card["measured"] = measured(accuracy)
@@ -79,6 +80,10 @@ CANDIDATES = {
     ),
     "of trusted ones, the higher expectation": ({"accuracy": 0.3}, {"accuracy": 0.9}),
     "of trusted ones, one that expects something": ({}, {"accuracy": 0.3}),
+    "of distrustful ones with equal matrices, who can fill more": (
+        {"threshold": 0.0, "less": ("batch_norm bias",)},
+        {"threshold": 0.0},
+    ),
     "of distrustful ones, the nearest, whatever it expects": (
         {"threshold": 0.0, "accuracy": 0.9, "width": 0.0},
         {"threshold": 0.0, "accuracy": 0.3, "width": 3.0},
@@ -159,6 +164,25 @@ def test_each_verb_selects_among_its_own_kind() -> None:
     inputs = torch.zeros(1, 3, 8, 8)
     made = geninit.plan(Small(), "noise_ghn", pretrained="auto", example_inputs=inputs)
     assert made.source == "noisy"
+
+
+@pytest.mark.usefixtures("shipped")
+def test_what_is_left_out_does_not_change_who_is_chosen() -> None:
+    inputs = torch.zeros(1, 3, 8, 8)
+    for part in ({"include": "0.*"}, {"exclude": ["0.*", "2.*"]}):
+        assert geninit.plan(Small(), pretrained="auto", example_inputs=inputs, **part).source == "friend"
+
+
+@pytest.mark.usefixtures("shipped")
+def test_the_warning_names_who_was_chosen() -> None:
+    model = Small(5)
+    with pytest.warns(geninit.GenInitWarning, match=r"plan\(model, \"ghn\", pretrained='\w+'\) lists"):
+        geninit.ghn_(model, pretrained="auto", example_inputs=torch.zeros(1, 3, 8, 8))
+
+
+def test_vae_has_nothing_to_choose_from() -> None:
+    with pytest.raises(ValueError, match="chooses among hypernetworks"):
+        geninit.vae_(Small(), pretrained="auto")
 
 
 @pytest.mark.usefixtures("shipped")

@@ -314,7 +314,12 @@ def plan(
             raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
         graph.check()
     chosen = DEFAULTS[verb] if pretrained is None else pretrained
-    if verb != "vae" and isinstance(chosen, str) and chosen == AUTO:
+    if isinstance(chosen, str) and chosen == AUTO:
+        if verb == "vae":
+            raise ValueError(
+                f"pretrained={AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer among the "
+                f"VAEs of one file, by default {DEFAULTS['vae']!r}"
+            )
         if revision is not None:
             raise ValueError(f"revision={revision!r} can't be combined with pretrained={AUTO!r}")
         chosen, graph = select(
@@ -324,8 +329,6 @@ def plan(
             example_inputs=example_inputs,
             graph=graph,
             head=head,
-            include=include,
-            exclude=exclude,
         )
     if isinstance(chosen, WeightGenerator):
         weights, source = chosen, str(chosen.card["kind"])

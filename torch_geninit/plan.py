@@ -196,10 +196,12 @@ class Plan:
         silence = "Name them in exclude= if that is as it should be"
         if not strict:
             silence += ", or make it an error with strict=True"
+        loaded = self.source == self.pretrained.card.get("kind")  # an object, which has no name to pass
+        chosen = "" if loaded else f", pretrained={self.source!r}"
         return (
             f"{self.verb}_ leaves {counts} of {self.model} as they are: {'; '.join(parts)}. "
             f"{ANYWAY if distrust else ''}{silence}; "
-            f'geninit.plan(model, "{self.verb}") lists them all'
+            f'geninit.plan(model, "{self.verb}"{chosen}) lists them all'
         )
 
     def predict(self, *, seed: int | None = None, noise_scale: float = 1.0) -> Prediction:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from torch_geninit.ambient import fixed
-from torch_geninit.coverage import Head, Patterns, plan_graph
+from torch_geninit.coverage import Head, plan_graph
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.plan import Plan, Verb
 
@@ -24,18 +24,16 @@ def select(
     example_inputs: Any = None,
     graph: Architecture | None = None,
     head: Head = "auto",
-    include: Patterns = None,
-    exclude: Patterns = None,
 ) -> tuple[str, Architecture | None]:
     """Return the name of the candidate that serves ``model`` best, and the graph it was judged by.
 
-    Best is who trusts its prediction; then who can generate most matrices; then, among those who trust, who
-    expects the highest accuracy before training; then who is nearest. All read the same graph, so the model
-    is traced once.
+    Best is who trusts its prediction; then who can generate most matrices, and most parameters; then, among
+    those who trust, who expects the highest accuracy before training; then who is nearest. The whole model
+    counts, whatever part of it is to be filled. All read the same graph, so it is traced once.
 
     Args:
         candidates: names and generators of one kind; outlines will do.
-        example_inputs, graph, head, include, exclude: as in :func:`torch_geninit.ghn_`.
+        example_inputs, graph, head: as in :func:`torch_geninit.ghn_`.
 
     Raises:
         ValueError: if there are no candidates.
@@ -52,8 +50,6 @@ def select(
             graph=graph,
             head=head,
             untrusted="generate",
-            include=include,
-            exclude=exclude,
         )
         graph = made.architecture
         rank = _rank(made)
@@ -66,7 +62,7 @@ def select(
 
 def _rank(made: Plan) -> tuple[float, ...]:
     if made.verdict is None:
-        return (0.0, 0.0, 0.0, 0.0)
+        return (0.0,) * 5
     trusted, distance, _ = made.verdict
     matrices = sum(len(entry.shape) > 1 for entry in made.generated)
     expected = 0.0
@@ -74,4 +70,4 @@ def _rank(made: Plan) -> tuple[float, ...]:
         with fixed():
             told = made.pretrained.expectation(made)
         expected = told.accuracy if told else 0.0
-    return (trusted, matrices, expected, -distance)
+    return (trusted, matrices, len(made.generated), expected, -distance)
