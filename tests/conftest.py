@@ -22,6 +22,7 @@ from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.trust import MEASURES
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.graph import vocabulary
+from torch_geninit.training.data import Split
 
 torch.set_num_threads(1)
 
@@ -124,3 +125,12 @@ def tiny(tiny_file: Callable[[str], Path]) -> Callable[[str], WeightGenerator]:
         return loaded[kind]
 
     return generator
+
+
+@pytest.fixture(scope="session")
+def images() -> Split:
+    """Forty images of random pixels, four a class."""
+    stream = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 255, (40, 3, 32, 32), generator=stream, dtype=torch.uint8)
+    names = tuple(f"class {i}" for i in range(10))
+    return Split(pixels, torch.arange(40) % 10, (0.5,) * 3, (0.25,) * 3, names)

@@ -16,14 +16,6 @@ from torch_geninit.training.families import Spec
 SPEC = Spec("plain", (1, 1), (8, 16))
 
 
-@pytest.fixture(scope="module")
-def images() -> Split:
-    stream = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 255, (40, 3, 32, 32), generator=stream, dtype=torch.uint8)
-    names = tuple(f"class {i}" for i in range(10))
-    return Split(pixels, torch.arange(40) % 10, (0.5,) * 3, (0.25,) * 3, names)
-
-
 def test_each_start_has_its_own_rate_and_the_seeds_are_paired(
     tiny: Callable[[str], WeightGenerator], images: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,14 +15,6 @@ from torch_geninit.training.families import Spec
 from torch_geninit.training.unseen import LANDMARKS, measure, summary, survey_space, unseen_specs
 
 
-@pytest.fixture(scope="module")
-def images() -> Split:
-    stream = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 255, (40, 3, 32, 32), generator=stream, dtype=torch.uint8)
-    names = tuple(f"class {i}" for i in range(10))
-    return Split(pixels, torch.arange(40) % 10, (0.5,) * 3, (0.25,) * 3, names)
-
-
 def test_unseen_networks_are_always_the_same_and_never_trained_on() -> None:
     first, again = (list(islice(unseen_specs(4), 4)) for _ in range(2))
     assert first == again and len(set(first)) == 4
