@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_the_loop_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyError("hole")
 
     def greedy(content: bytes, path: Path) -> None:
-        bytearray(64 << 20)
+        # Not from the heap, where memory that earlier tests freed may lie ready.
+        with mmap.mmap(-1, 64 << 20) as fresh:
+            for _ in range(64):
+                fresh.write(bytes(1 << 20))
 
     def slow(content: bytes, path: Path) -> None:
         while True:
