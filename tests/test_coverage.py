@@ -23,7 +23,17 @@ SECTIONS = (
     "transformers",
 )
 SHARE = {"torchvision classification": 0.95, "timm": 0.80}
-"""Least share of all tensors of two or more dimensions in a section that is generated."""
+"""Least share of tensors of two or more dimensions that is generated on each model, and over all of them."""
+
+BELOW = {
+    **dict.fromkeys(("swin_v2_t", "swin_v2_s", "swin_v2_b"), 0.86),
+    "maxvit_t": 0.87,
+    "efficientvim_m1": 0.68,
+    "inception_next_tiny": 0.62,
+    "nf_seresnet26": 0.61,
+    "sequencer2d_s": 0.29,
+}
+"""Models that mix families or have layers of no training network, and the least share of each."""
 
 AT_LEAST = {"torchvision classification": 80, "timm": 65, "transformers": 25}
 """Models in a section."""
@@ -106,5 +116,7 @@ def test_every_model_of_a_section(section: str) -> None:
     assert not {row.name: row.failure for row in rows if row.failure}
     assert not [row.name for row in rows if row.finite is False]
     assert all(row.generated + row.kept.total() == row.total for row in rows)
-    share = sum(row.matrices for row in rows) / sum(row.all_matrices for row in rows)
-    assert share >= SHARE.get(section, 0.0)
+    asked = SHARE.get(section, 0.0)
+    low = {row.name: f"{row.share:.3f}" for row in rows if row.share < BELOW.get(row.name, asked)}
+    assert not low
+    assert sum(row.matrices for row in rows) >= asked * sum(row.all_matrices for row in rows)

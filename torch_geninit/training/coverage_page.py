@@ -24,9 +24,10 @@ section, and `pytest -m full` asserts on every model what the first line of its 
 
 Classifiers have as many classes as the generator, so heads are generated too. "2-D or more" is the share of
 tensors of two or more dimensions that are generated. "Kept" counts the parameters that keep their values, by
-the reasons below each table. Times are CPU milliseconds of one thread, one run each. "Memory" is the most
-extra megabytes that tracing, planning, predicting and writing take in a process that already holds the model
-and the generator; "of" has the megabytes of the model's own parameters.
+the reasons below each table. Times are CPU milliseconds of one thread, one run each; planning includes
+choosing a generator and reading its file. "Memory" is the most extra megabytes that tracing, planning,
+predicting and writing take in a process that already holds the model; "of" has the megabytes of the model's
+own parameters.
 
 Detection models resize images to 800 pixels and ask for values of tensors, so they are traced on a copy with
 data: that is their time and memory.
