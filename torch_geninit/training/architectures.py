@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,17 @@ WEIGHTS: Mapping[str, float] = {
 }
 """How often each family is drawn, relatively."""
 
+CLASSICAL = "resnet"
+"""Name for drawing the ResNets of He et al. 2016, section 4.2, alone: usual, and rare among random networks."""
+
+DRAWN = (*WEIGHTS, CLASSICAL)
+"""What may be asked for by name."""
+
+
+def weights(names: Iterable[str]) -> dict[str, float]:
+    """Return how often each of ``names`` (of :data:`DRAWN`) is drawn when these alone are, relatively."""
+    return {name: WEIGHTS.get(name, 6.0) for name in names}
+
 
 def sample(random_: random.Random, families: Mapping[str, float] = WEIGHTS) -> Spec:
     """Draw a network that training may see."""
@@ -44,9 +55,22 @@ def sample_unseen(random_: random.Random, families: Mapping[str, float] = WEIGHT
 def _draw(random_: random.Random, families: Mapping[str, float], *, held_out: bool) -> Spec:
     while True:
         family = random_.choices(list(families), list(families.values()))[0]
-        spec = _tokens(random_, family) if family in OVER_TOKENS else _staged(random_, family)
+        if family == CLASSICAL:
+            spec = classical(random_)
+        else:
+            spec = _tokens(random_, family) if family in OVER_TOKENS else _staged(random_, family)
         if spec.held_out() == held_out:
             return spec
+
+
+def classical(r: random.Random) -> Spec:
+    """Draw a ResNet as of He et al. 2016, section 4.2: three stages of basic blocks, BatchNorm.
+
+    Half have 1 to 5 blocks a stage, half 1 to 10; base widths are 8 to 24, shortcuts A or B.
+    """
+    most = r.choice((5, 10))
+    blocks, base = tuple(r.randint(1, most) for _ in range(3)), r.choice((8, 12, 16, 20, 24))
+    return Spec("basic", blocks, (base, 2 * base, 4 * base), Style(shortcut=r.choice(("A", "B"))))
 
 
 def _staged(r: random.Random, family: str) -> Spec:

@@ -19,7 +19,7 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.graph.vocabulary import PRIMITIVES
-from torch_geninit.training.architectures import WEIGHTS, Pool, Space, SpaceOptions
+from torch_geninit.training.architectures import DRAWN, WEIGHTS, Pool, Space, SpaceOptions, weights
 from torch_geninit.training.classifier import resize
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.distributed import World
@@ -285,7 +285,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", type=int, default=1, help="networks a step, over all ranks")
     parser.add_argument("--clip", type=float, default=1.0, help="largest gradient of a network's parameters")
     parser.add_argument(
-        "--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="of networks"
+        "--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks"
     )
     parser.add_argument("--pool", type=int, default=2000, help="different networks to train on")
     parser.add_argument("--most-macs", type=float, default=60e6, help="multiplications of a network")
@@ -317,7 +317,7 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.clip,
         ),
         space=SpaceOptions(
-            {name: WEIGHTS[name] for name in arguments.families}, arguments.pool, int(arguments.most_macs)
+            weights(arguments.families), arguments.pool, int(arguments.most_macs)
         ),
         noise=arguments.noise,
         diversity=arguments.diversity,
