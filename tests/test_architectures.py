@@ -17,6 +17,7 @@ from torch_geninit.training.architectures import (
     multiplications,
     sample,
     sample_unseen,
+    weights,
 )
 from torch_geninit.training.families import FAMILIES, Spec
 from torch_geninit.training.networks import resnet20
@@ -31,6 +32,14 @@ def test_training_never_draws_what_is_held_out() -> None:
     assert Spec("basic", (3, 3, 3), (8, 16, 32)).held_out()
     unseen = {sample_unseen(random.Random(seed)) for seed in range(300)}
     assert not unseen & set(drawn)
+
+
+def test_the_resnets_of_he_et_al_may_be_drawn_alone() -> None:
+    drawn = [sample(random.Random(seed), weights(["resnet"])) for seed in range(500)]
+    assert all(spec.family == "basic" and spec.style.norm == "batch" for spec in drawn)
+    assert all(spec.widths == tuple(spec.widths[0] * 2**stage for stage in range(3)) for spec in drawn)
+    assert {spec.blocks for spec in drawn}.isdisjoint({(3, 3, 3), (9, 9, 9)})
+    assert max(max(spec.blocks) for spec in drawn) == 10
 
 
 def test_the_space_is_as_wide_as_it_says() -> None:

@@ -58,6 +58,37 @@ def test_split_is_complete_disjoint_and_always_the_same(prepared: Path, tmp_path
     assert torch.equal(load(tmp_path / "again.safetensors", "validation").images, validation.images)
 
 
+def test_some_classes_are_kept_and_numbered_anew(prepared: Path, tmp_path: Path) -> None:
+    prepare(prepared.parent, tmp_path / "red.safetensors", size=16, classes=slice(1, 2))
+    red = load(tmp_path / "red.safetensors", "test")
+    assert red.classes == ("red",) and red.labels.unique().tolist() == [0]
+    whole = load(prepared, "test")
+    assert torch.equal(red.images, whole.images[whole.labels == 1])
+    with pytest.raises(ValueError, match="no class left of 5:9"):
+        prepare(prepared.parent, tmp_path / "none.safetensors", size=16, classes=slice(5, 9))
+
+
+def test_digits_are_prepared_without_a_download(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    prepare("digits", tmp_path / "digits.safetensors", size=8)
+    parts = [load(tmp_path / "digits.safetensors", name) for name in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == 1797 and len(parts[2]) == 500
+    # Every tenth image still has every class.
+    assert len(parts[0].spread(len(parts[0]) // 10).labels.unique()) == 10
+    bunch = datasets.load_digits()
+    known = {
+        (tuple((pixels * 255 / 16).round().astype(int).flatten()), label)
+        for pixels, label in zip(bunch.images, bunch.target, strict=True)
+    }
+    for split in parts:
+        for image, label in zip(split.images[:20], split.labels[:20], strict=True):
+            assert any(
+                label == other
+                and max(abs(a - b) for a, b in zip(pixels, image[0].flatten().tolist(), strict=True)) <= 1
+                for pixels, other in known
+            )
+
+
 def test_flip_and_crop_moves_pixels_and_nothing_else() -> None:
     images = torch.arange(6 * 6).view(1, 1, 6, 6).to(torch.uint8).repeat(64, 3, 1, 1)
     moved = flip_and_crop(images, torch.Generator().manual_seed(0), padding=2)

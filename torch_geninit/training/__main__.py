@@ -12,6 +12,7 @@ COMMANDS = {
     "ghn": ("ghn", "train a graph hypernetwork; with --noise and --start, a noise GHN from it"),
     "evaluate": ("evaluate", "measure a generator by the protocol"),
     "expectation": ("expectation", "measure networks, fit what tells others' accuracy from their graphs"),
+    "starts": ("starts", "train ResNet-20 from several starts with several seeds, generated or not"),
     "first-epoch": ("first_epoch", "train unseen networks for an epoch, generated and from He's law"),
     "coverage": ("coverage", "try a generator on the models of torchvision, timm or transformers"),
     "benchmark": ("benchmark", "time the verbs beside torch's own initialisation"),

@@ -31,7 +31,7 @@ WEIGHTS: Mapping[str, float] = {
 """How often each family is drawn, relatively."""
 
 CLASSICAL = "resnet"
-"""Name for drawing the ResNets of He et al. 2016, section 4.2, alone: usual, and rare among random networks."""
+"""Draws the ResNets of He et al. 2016, section 4.2, alone: usual, and rare among random networks."""
 
 DRAWN = (*WEIGHTS, CLASSICAL)
 """What may be asked for by name."""

@@ -93,23 +93,36 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return torch.where(index >= size, 2 * size - 2 - index, index)
 
 
-def prepare(source: str | Path, target: str | Path, *, size: int = 32, download: bool = False) -> None:
+def prepare(
+    source: str | Path,
+    target: str | Path,
+    *,
+    size: int = 32,
+    classes: slice = slice(None),
+    download: bool = False,
+) -> None:
     """Write ``source`` as one uint8 tensor file with a fixed train / validation / test split.
 
-    ``source`` is a folder with ``train/<class>/*`` and ``test/<class>/*`` images, or the name of a
-    torchvision data set with a ``train=`` switch (``"CIFAR10"``), looked for in ``./data``.
+    ``source`` is a folder with ``train/<class>/*`` and ``test/<class>/*`` images, ``"digits"`` for
+    scikit-learn's, or the name of a torchvision data set with a ``train=`` switch (``"CIFAR10"``), looked for
+    in ``./data``. ``classes`` picks some of the classes, in their order.
     """
     if Path(source).is_dir():
-        train, test, classes = _read_image_folder(Path(source), size)
+        train, test, names = _read_image_folder(Path(source), size)
+    elif str(source) == "digits":
+        train, test, names = _read_digits(size)
     else:
-        train, test, classes = _read_torchvision(str(source), size, download)
+        train, test, names = _read_torchvision(str(source), size, download)
+    train, test, names = _pick(train, classes, len(names)), _pick(test, classes, len(names)), names[classes]
+    if not names:
+        raise ValueError(f"{source}: no class left of {classes.start}:{classes.stop}; expected some of them")
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     order = torch.randperm(len(train[1]), generator=generator)
     held_out = min(VALIDATION_SIZE, len(order) // 10)
     validation, rest = order[:held_out].sort().values, order[held_out:].sort().values
     pixels = train[0][rest].float() / 255
     metadata = {
-        "classes": json.dumps(classes),
+        "classes": json.dumps(names),
         "mean": json.dumps([round(v, 4) for v in pixels.mean((0, 2, 3)).tolist()]),
         "std": json.dumps([round(v, 4) for v in pixels.std((0, 2, 3)).tolist()]),
     }
@@ -153,6 +166,30 @@ def _read_image_folder(
             f"({len(train.classes)} and {len(test.classes)}); expected the same folders in both"
         )
     return _stack(train, size), _stack(test, size), train.classes
+
+
+def _read_digits(size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
+    """Read scikit-learn's 1,797 digits of 8x8 pixels, enlarged, in three equal channels; 500 are the test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
+    pixels = F.interpolate(images, (size, size), mode="bilinear").repeat(1, 3, 1, 1)
+    pixels = (pixels * 255).round().to(torch.uint8)
+    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    test, train = order[:500], order[500:]
+    # By class, as images of a folder are: evenly spaced ones then have all classes.
+    train = train[labels[train].argsort(stable=True)]
+    return (pixels[train], labels[train]), (pixels[test], labels[test]), [str(n) for n in range(10)]
+
+
+def _pick(part: tuple[Tensor, Tensor], classes: slice, count: int) -> tuple[Tensor, Tensor]:
+    """Keep the images of some classes, renumbered from 0."""
+    chosen = torch.arange(count)[classes]
+    images, labels = part
+    kept = torch.isin(labels, chosen)
+    return images[kept], torch.searchsorted(chosen, labels[kept])
 
 
 def _read_torchvision(

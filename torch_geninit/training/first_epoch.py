@@ -24,9 +24,6 @@ from torch_geninit.training.networks import he_
 from torch_geninit.training.run import Run
 from torch_geninit.training.unseen import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
 
-ONE_SIDED = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132}
-"""Number of pairs -> Student's t beyond which one side has less than 5 % (any table of it)."""
-
 
 def accuracy_after_an_epoch(
     model: nn.Module, lr: float, seed: int, train: Split, validation: Split, *, amp: bool = False
@@ -94,9 +91,11 @@ def lead(record: dict[str, Any]) -> tuple[float, float] | None:
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Count networks generated, ahead of He, and significantly worse (one-sided t test, 5 %)."""
+    from scipy.stats import t
+
     leads = {record["network"]: found for record in records if (found := lead(record)) is not None}
     pairs = max((len(record["he"]["accuracy"]) for record in records), default=0)
-    bound = ONE_SIDED.get(pairs, math.inf)
+    bound = float(t.ppf(0.95, pairs - 1)) if pairs > 1 else math.inf
     return {
         "networks": len(records),
         "generated": len(leads),

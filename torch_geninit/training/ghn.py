@@ -105,6 +105,7 @@ def train_ghn(
     noise: int = 0,
     diversity: float = 1.0,
     floor: float = -1.0,
+    decay: float = 0.0,
     start: str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -114,8 +115,8 @@ def train_ghn(
     """Train a generator on random networks; returns the averaged weights.
 
     Every step sees ``schedule.networks`` networks, each with images of its own; under ``torchrun`` the ranks
-    share them. ``noise`` > 0 trains a noise GHN (see :class:`Objective`); ``start`` is a trained generator's
-    file to warm-start from, see :func:`warm_start_`.
+    share them. ``noise`` > 0 trains a noise GHN; ``decay`` keeps vectors near their standard values (see
+    :class:`Objective`); ``start`` is a trained generator's file to warm-start from, see :func:`warm_start_`.
 
     Raises:
         ValueError: if the ranks can't share a step's networks evenly.
@@ -141,7 +142,9 @@ def train_ghn(
         warm_start_(generator, trained.state_dict())
     generator.to(device)
     average = Average(generator)
-    objective = world.wrap(Objective(generator, clip=schedule.clip, diversity=diversity, floor=floor))
+    objective = world.wrap(
+        Objective(generator, clip=schedule.clip, diversity=diversity, floor=floor, decay=decay)
+    )
     optimizer = torch.optim.AdamW(generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5)
     networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
     first = 0
@@ -284,15 +287,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="images a network")
     parser.add_argument("--networks", type=int, default=1, help="networks a step, over all ranks")
     parser.add_argument("--clip", type=float, default=1.0, help="largest gradient of a network's parameters")
-    parser.add_argument(
-        "--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks"
-    )
+    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks")
     parser.add_argument("--pool", type=int, default=2000, help="different networks to train on")
     parser.add_argument("--most-macs", type=float, default=60e6, help="multiplications of a network")
     parser.add_argument("--noise", type=int, default=0, help="noise values per node; 0 is a plain GHN")
     parser.add_argument("--diversity", type=float, default=1.0, help="weight of the cosine between draws")
     parser.add_argument(
         "--floor", type=float, default=-1.0, help="cosine between draws below which there is no pull apart"
+    )
+    parser.add_argument(
+        "--decay", type=float, default=0.0, help="pull of biases to 0 and normalisations' gains to 1"
     )
     parser.add_argument("--start", help="trained generator file to start from")
     parser.add_argument("--seed", type=int, default=0)
@@ -316,12 +320,11 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.networks,
             arguments.clip,
         ),
-        space=SpaceOptions(
-            weights(arguments.families), arguments.pool, int(arguments.most_macs)
-        ),
+        space=SpaceOptions(weights(arguments.families), arguments.pool, int(arguments.most_macs)),
         noise=arguments.noise,
         diversity=arguments.diversity,
         floor=arguments.floor,
+        decay=arguments.decay,
         start=arguments.start,
         seed=arguments.seed,
         device=arguments.device,

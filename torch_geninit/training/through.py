@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from torch_geninit.generators.compact import Tile
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.training.architectures import Sample
 from torch_geninit.training.classifier import resize
@@ -35,32 +34,52 @@ class ClipGradient(torch.autograd.Function):
         return (None, *torch._foreach_mul(gradients, (ctx.limit / norm.clamp(min=1e-12)).clamp(max=1.0)))
 
 
-def full_parameters(tiles: Mapping[str, Tile], clip: float | None = None) -> dict[str, Tensor]:
-    """Repeat tiles to whole parameters, differentiably, their gradients clipped to a joint norm."""
-    parameters = {name: tile.repeat() for name, tile in tiles.items()}
-    if clip is None:
-        return parameters
-    return dict(zip(parameters, ClipGradient.apply(clip, *parameters.values()), strict=True))
-
-
-def logits_through(
-    generator: GraphHyperNetwork,
-    network: Sample,
-    images: Tensor,
-    noise: Tensor | None = None,
-    clip: float | None = None,
-) -> Tensor:
-    """Return the logits of ``network`` with predicted parameters, BatchNorm on batch statistics."""
+def predicted_parameters(
+    generator: GraphHyperNetwork, network: Sample, noise: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Predict every parameter of ``network``, differentiably, tiles repeated to whole tensors."""
     tiles = generator(
         network.architecture,
         network.names,
         features=network.features,
         noise=None if noise is None else noise.__getitem__,
     )
+    return {name: tile.repeat() for name, tile in tiles.items()}
+
+
+def logits_with(
+    parameters: Mapping[str, Tensor], network: Sample, images: Tensor, clip: float | None = None
+) -> Tensor:
+    """Return the logits of ``network``, BatchNorm on batch statistics, gradients clipped to a joint norm."""
     if network.spec.needs_full_size:
         images = resize(images, network.size)
-    logits: Tensor = functional_call(network.model, full_parameters(tiles, clip), (images,))
+    if clip is not None:
+        clipped = ClipGradient.apply(clip, *parameters.values())
+        parameters = dict(zip(parameters, clipped, strict=True))
+    logits: Tensor = functional_call(network.model, dict(parameters), (images,))
     return logits.float()
+
+
+def logits_through(
+    generator: GraphHyperNetwork, network: Sample, images: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """Return the logits of ``network`` with predicted parameters, BatchNorm on batch statistics."""
+    return logits_with(predicted_parameters(generator, network, noise), network, images)
+
+
+def distance_from_standard(parameters: Mapping[str, Tensor], network: Sample) -> Tensor:
+    """Return sum_v |v - v_0|^2 over the vectors; v_0 is 1 for what a normalisation multiplies by, else 0."""
+    gains = {
+        use.name
+        for node in network.architecture.nodes
+        if node.op.endswith("_norm")
+        for use in node.parameters
+        if use.role == "weight"
+    }
+    squares = [
+        (p.float() - float(name in gains)).square().sum() for name, p in parameters.items() if p.ndim == 1
+    ]
+    return torch.stack(squares).sum() if squares else torch.zeros(())
 
 
 class Objective(nn.Module):
@@ -71,15 +90,23 @@ class Objective(nn.Module):
 
         L = (CE(f_z) + CE(f_z')) / 2 + diversity * max(cos(f_z, f_z'), floor)
 
-    on the flattened logits of the same images (paper, section on noise GHN).
+    on the flattened logits of the same images (paper, section on noise GHN). ``decay`` times
+    :func:`distance_from_standard` is added: a large constant in front of a matrix changes nothing that the
+    loss sees, but SGD on that matrix then diverges at ordinary rates.
     """
 
     def __init__(
-        self, generator: GraphHyperNetwork, *, clip: float, diversity: float = 0.0, floor: float = -1.0
+        self,
+        generator: GraphHyperNetwork,
+        *,
+        clip: float,
+        diversity: float = 0.0,
+        floor: float = -1.0,
+        decay: float = 0.0,
     ) -> None:
         super().__init__()
         self.generator = generator
-        self.clip, self.diversity, self.floor = clip, diversity, floor
+        self.clip, self.diversity, self.floor, self.decay = clip, diversity, floor, decay
 
     def forward(
         self,
@@ -94,13 +121,15 @@ class Objective(nn.Module):
         clip = self.clip / len(networks)
         for index, (network, x, y) in enumerate(zip(networks, images, labels, strict=True)):
             if draws is None:
-                losses.append(F.cross_entropy(self._logits(network, x, clip), y))
-                entropies.append(losses[-1].detach())
+                logits, decay = self._logits(network, x, clip)
+                entropy = F.cross_entropy(logits, y)
+                losses.append(entropy + decay)
+                entropies.append(entropy.detach())
                 continue
-            first, second = (self._logits(network, x, clip, z) for z in draws[index])
+            (first, a), (second, b) = (self._logits(network, x, clip, z) for z in draws[index])
             entropy = (F.cross_entropy(first, y) + F.cross_entropy(second, y)) / 2
             cosine = F.cosine_similarity(first.flatten(), second.flatten(), dim=0)
-            losses.append(entropy + self.diversity * cosine.clamp(min=self.floor))
+            losses.append(entropy + self.diversity * cosine.clamp(min=self.floor) + (a + b) / 2)
             entropies.append(entropy.detach())
             cosines.append(cosine.detach())
         parts = {"cross_entropy": torch.stack(entropies)}
@@ -108,5 +137,9 @@ class Objective(nn.Module):
             parts["cosine"] = torch.stack(cosines)
         return torch.stack(losses).nan_to_num(0.0, posinf=0.0, neginf=0.0).mean(), parts
 
-    def _logits(self, network: Sample, images: Tensor, clip: float, noise: Tensor | None = None) -> Tensor:
-        return logits_through(self.generator, network, images, noise, clip)
+    def _logits(
+        self, network: Sample, images: Tensor, clip: float, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | float]:
+        parameters = predicted_parameters(self.generator, network, noise)
+        decay = self.decay * distance_from_standard(parameters, network) if self.decay else 0.0
+        return logits_with(parameters, network, images, clip), decay

@@ -1,0 +1,82 @@
+"""ResNet-20 from several starts: what each start is, what is kept on disk, what the summary pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("torchvision")
+pytest.importorskip("tqdm")
+
+from torch_geninit.training import starts
+from torch_geninit.training.data import Split
+from torch_geninit.training.networks import he_, resnet20
+
+
+@pytest.fixture
+def enough(images: Split) -> Split:
+    """Two batches of 32 images."""
+    few = images.subset(torch.arange(32))
+    return Split(few.images.repeat(2, 1, 1, 1), few.labels.repeat(2), few.mean, few.std, few.classes)
+
+
+@pytest.mark.parametrize("kind", ["vae", "ghn", "noise-ghn"])
+def test_a_generator_is_used_by_its_own_verb(kind: str, tiny_file: Callable[[str], Path]) -> None:
+    one, again, other = (starts.start_from(str(tiny_file(kind)), seed, 10) for seed in (0, 0, 1))
+    kernel = "layer1.0.conv1.weight"
+    assert torch.equal(one.get_parameter(kernel), again.get_parameter(kernel))
+    # One plain GHN has one result.
+    assert torch.equal(one.get_parameter(kernel), other.get_parameter(kernel)) == (kind == "ghn")
+
+
+def test_what_is_not_generated_is_drawn_from_he(tiny_file: Callable[[str], Path]) -> None:
+    torch.manual_seed(3)
+    he = he_(resnet20(10))
+    kept = starts.start_from(str(tiny_file("ghn")), 3, 10, head="keep")
+    assert torch.equal(kept.get_parameter("fc.weight"), he.get_parameter("fc.weight"))
+    assert torch.equal(starts.start_from("he", 3, 10).get_parameter("conv1.weight"), he.conv1.weight)
+
+
+def test_a_comparison_that_goes_on_trains_nothing_twice(
+    enough: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = starts.Course(epochs=1, batch_size=32, calibrate=32)
+
+    def run() -> list[dict[str, object]]:
+        return list(starts.compare(["he"], [0.01, 0.1], [4, 5], course, (enough,) * 3, tmp_path))
+
+    first = run()
+    best = starts.best_rate(first[:2])
+    assert [(record["lr"], record["seed"]) for record in first] == [(0.01, 4), (0.1, 4), (best, 5)]
+    assert all(len(record["validation"]) == 2 for record in first)  # before, and after the epoch
+    weights = load_file(tmp_path / "he" / f"lr{best:g}-seed5.safetensors")
+    assert weights.keys() == resnet20(10).state_dict().keys()
+    monkeypatch.setattr(starts, "train_classifier", None)
+    assert run() == json.loads(json.dumps(first))
+
+
+def test_leads_are_paired_by_seed_at_each_start_s_own_rate() -> None:
+    def record(start: str, lr: float, seed: int, end: float) -> dict[str, object]:
+        return {"start": start, "lr": lr, "seed": seed, "validation": [0.1, end], "test": end - 0.01}
+
+    found = starts.summary(
+        [
+            record("he", 0.1, 0, 0.5),
+            record("he", 0.2, 0, 0.4),
+            record("he", 0.1, 1, 0.3),
+            record("ghn", 0.1, 0, 0.1),
+            record("ghn", 0.2, 0, 0.7),
+            record("ghn", 0.2, 1, 0.45),
+        ]
+    )
+    assert (found["he"]["lr"], found["ghn"]["lr"]) == (0.1, 0.2)
+    mean, half = found["ghn"]["lead"][-1]
+    # Leads 0.20 and 0.15; t(0.975) with one degree of freedom is 12.706.
+    assert mean == pytest.approx(0.175) and half == pytest.approx(12.706 * 0.025, rel=1e-3)
+    assert found["ghn"]["test_lead"][0] == pytest.approx(0.175)
+    assert found["he"]["test_lead"][0] == 0

@@ -1,0 +1,242 @@
+"""Train ResNet-20 from several starts, each with several seeds and at its own best rate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import torch_geninit as geninit
+from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.generators.vae import SliceVAEs
+from torch_geninit.initializers import Head
+from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
+from torch_geninit.training.data import Split, load
+from torch_geninit.training.networks import he_, resnet20, xavier_
+from torch_geninit.training.run import Run
+
+LAWS = {"he": he_, "xavier": xavier_}
+"""Starts that need no generator."""
+
+
+def start_from(start: str, seed: int, classes: int, head: Head = "auto") -> nn.Module:
+    """Build ResNet-20 as ``start`` initialises it: a law of :data:`LAWS`, a generator's name or its file.
+
+    What a generator leaves alone is drawn from He's law with ``seed``, as the draws of a noise GHN and of
+    VAEs are; a plain GHN has but one result.
+    """
+    torch.manual_seed(seed)
+    model = resnet20(classes)
+    if start in LAWS:
+        return LAWS[start](model)
+    he_(model)
+    generator = geninit.load(start)
+    if isinstance(generator, SliceVAEs):
+        return geninit.vae_(model, pretrained=generator, seed=seed)
+    if isinstance(generator, GraphHyperNetwork) and generator.noise_width:
+        return geninit.noise_ghn_(model, seed, pretrained=generator, head=head)
+    return geninit.ghn_(model, pretrained=generator, head=head)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all trainings of a comparison have in common.
+
+    Attributes:
+        epochs: of SGD with Nesterov momentum, the rate rising over the first fifth, then falling to 0.
+        head: what a GHN does with the classifier.
+        calibrate: images that BatchNorm is calibrated on before the first measurement.
+    """
+
+    epochs: int
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    head: Head = "auto"
+    amp: bool = False
+    calibrate: int = 2000
+
+
+def train_from(
+    start: str,
+    lr: float,
+    seed: int,
+    course: Course,
+    train: Split,
+    validation: Split,
+    test: Split,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train one network; return its record, and keep it and its weights in ``folder``.
+
+    Record and weights are ``lr<lr>-seed<seed>.json`` and ``.safetensors``; where they exist nothing is trained,
+    so an interrupted comparison goes on, and several processes may share the folder. ``validation`` has the
+    accuracy before training and after every epoch, ``test`` that at the end. The seed decides He's draw and
+    the order of the images.
+    """
+    stem = folder / f"lr{lr:g}-seed{seed}"
+    record_file = stem.with_name(f"{stem.name}.json")
+    if record_file.exists():
+        return dict(json.loads(record_file.read_text()))
+    model = start_from(start, seed, len(train.classes), course.head)
+    run = Run(folder / f"run-{stem.name}")
+    if not run.checkpoint.exists():
+        geninit.recalibrate_bn_(model, (x for x, _ in train.spread(course.calibrate).batches()))
+        run.log(epoch=0, validation=score(model, validation).accuracy)
+    recipe = Recipe(
+        [Phase(train.images.shape[-1], course.epochs)],
+        lr=lr,
+        weight_decay=course.weight_decay,
+        batch_size=course.batch_size,
+        amp=course.amp,
+    )
+
+    def measure(_: int, metrics: dict[str, Any]) -> None:
+        metrics["validation"] = score(model, validation).accuracy
+
+    train_classifier(
+        model,
+        train,
+        recipe,
+        seed=seed,
+        run=run,
+        after_epoch=measure,
+        description=f"{folder.name} lr {lr:g} seed {seed}",
+    )
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    record = {
+        "start": start,
+        "lr": lr,
+        "seed": seed,
+        "validation": [line["validation"] for line in lines],
+        "test": score(model, test).accuracy,
+        "seconds": round(run.seconds),
+    }
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, f"{stem}.safetensors")
+    record_file.write_text(json.dumps(record))
+    run.checkpoint.unlink()
+    return record
+
+
+def best_rate(records: Sequence[dict[str, Any]]) -> float:
+    """Return the rate that ends highest on validation images."""
+    return float(max(records, key=lambda record: record["validation"][-1])["lr"])
+
+
+def compare(
+    starts: Sequence[str],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    course: Course,
+    splits: tuple[Split, Split, Split],
+    folder: Path,
+) -> Iterator[dict[str, Any]]:
+    """Train every start: all rates with the first seed, the others at the best rate; yield the records."""
+    for start in starts:
+        own = folder / Path(start).stem
+        own.mkdir(parents=True, exist_ok=True)
+        first = [train_from(start, lr, seeds[0], course, *splits, own) for lr in rates]
+        yield from first
+        for seed in seeds[1:]:
+            yield train_from(start, best_rate(first), seed, course, *splits, own)
+
+
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return each start's rate, accuracies by epoch, and lead over the first start, paired by seed.
+
+    ``lead`` is by epoch, ``test_lead`` at the end: mean and half width of the 95 % interval (Student's t).
+    """
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for start in dict.fromkeys(record["start"] for record in records):
+        own = [record for record in records if record["start"] == start]
+        first = own[0]["seed"]
+        lr = best_rate([record for record in own if record["seed"] == first])
+        found[start] = {record["seed"]: record for record in own if record["lr"] == lr}
+    reference = next(iter(found.values()))
+    result = {}
+    for start, own in found.items():
+        shared = sorted(own.keys() & reference.keys())
+        pairs = [(own[seed], reference[seed]) for seed in shared]
+        result[start] = {
+            "lr": next(iter(own.values()))["lr"],
+            "seeds": sorted(own),
+            "validation": [
+                mean_and_deviation(v) for v in zip(*(r["validation"] for r in own.values()), strict=True)
+            ],
+            "test": mean_and_deviation([record["test"] for record in own.values()]),
+            "lead": [
+                mean_and_interval([a - b for a, b in epoch])
+                for epoch in zip(
+                    *(zip(a["validation"], b["validation"], strict=True) for a, b in pairs), strict=True
+                )
+            ],
+            "test_lead": mean_and_interval([a["test"] - b["test"] for a, b in pairs]),
+        }
+    return result
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation; of one value the latter is 0."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and half width of its 95 % interval, infinite for one value."""
+    from scipy.stats import t
+
+    mean, deviation = mean_and_deviation(values)
+    if len(values) < 2:
+        return mean, math.inf
+    return mean, float(t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="prepared data file")
+    parser.add_argument("--run", required=True, help="folder of the comparison; what is there is kept")
+    parser.add_argument(
+        "--starts", nargs="+", default=["he", "ghn-cifar10"], help="laws, generators' names or files"
+    )
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.1], help="grid of every start")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0, help="of the training images, evenly by class")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--head", choices=("auto", "keep", "generate"), default="auto")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--threads", type=int, help="torch threads")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Train network by network, a line each as it goes; print the summary."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    train, validation, test = (load(arguments.data, name) for name in ("train", "validation", "test"))
+    course = Course(
+        arguments.epochs,
+        arguments.weight_decay,
+        arguments.batch_size,
+        arguments.head,
+        arguments.amp,
+    )
+    records = []
+    for record in compare(
+        arguments.starts,
+        arguments.rates,
+        range(arguments.first_seed, arguments.first_seed + arguments.seeds),
+        course,
+        (train.spread(round(arguments.share * len(train))), validation, test),
+        Path(arguments.run),
+    ):
+        records.append(record)
+        print(json.dumps(record), flush=True)
+    print(json.dumps(summary(records)))
