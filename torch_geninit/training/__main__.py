@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure a generator by the protocol"),
     "expectation": ("expectation", "measure networks, fit what tells others' accuracy from their graphs"),
     "starts": ("starts", "train ResNet-20 from several starts with several seeds, generated or not"),
+    "ensembles": ("ensembles", "measure ensembles of stored networks, on corrupted images too"),
     "first-epoch": ("first_epoch", "train unseen networks for an epoch, generated and from He's law"),
     "coverage": ("coverage", "try a generator on the models of torchvision, timm or transformers"),
     "benchmark": ("benchmark", "time the verbs beside torch's own initialisation"),

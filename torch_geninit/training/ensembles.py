@@ -1,14 +1,24 @@
-"""What several networks together are worth: accuracy, likelihood, calibration, disagreement."""
+"""What several networks together are worth, on corrupted images too: accuracy, likelihood, calibration."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import statistics
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
+
+from torch_geninit.training.classifier import logits_of
+from torch_geninit.training.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from torch_geninit.training.data import Split, load
+from torch_geninit.training.memory import stored_networks
 
 
 def probabilities_of(members: Sequence[Tensor]) -> Tensor:
@@ -38,3 +48,58 @@ def diversity(members: Sequence[Tensor]) -> dict[str, float]:
         "disagreement": torch.stack(different).mean().item(),
         "cosine": torch.stack(cosines).mean().item(),
     }
+
+
+def of_all_subsets(members: Sequence[Tensor], labels: Tensor, size: int) -> dict[str, float]:
+    """Return the mean of :func:`measures` over all ensembles of ``size`` of the ``members``' logits."""
+    together = [measures(probabilities_of(chosen), labels) for chosen in combinations(members, size)]
+    return {key: statistics.mean(one[key] for one in together) for key in together[0]}
+
+
+def report(models: Sequence[nn.Module], test: Split, *, size: int, images: int) -> dict[str, Any]:
+    """Measure networks alone and in all ensembles of ``size``.
+
+    ``clean`` is on all of ``test``; ``corrupted`` the mean over every corruption and severity, each on
+    ``images``
+    evenly spaced images of it, and ``by severity`` the same for each.
+    """
+    from tqdm.auto import tqdm
+
+    clean = [logits_of(model, test) for model in models]
+    few = test.spread(images)
+    by_severity: dict[int, list[dict[str, float]]] = {severity: [] for severity in SEVERITIES}
+    for name in tqdm(CORRUPTIONS, unit="corruption"):
+        for severity in SEVERITIES:
+            harmed = corrupted(few, name, severity)
+            logits = [logits_of(model, harmed) for model in models]
+            by_severity[severity].append(of_all_subsets(logits, harmed.labels, size))
+    means = {
+        severity: {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+        for severity, rows in by_severity.items()
+    }
+    return {
+        "networks": len(models),
+        "member": statistics.mean((one.argmax(1) == test.labels).float().mean().item() for one in clean),
+        "clean": of_all_subsets(clean, test.labels, size),
+        "corrupted": {key: statistics.mean(row[key] for row in means.values()) for key in means[1]},
+        "by severity": means,
+        **diversity(clean),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="prepared data file")
+    parser.add_argument("--zoos", nargs="+", required=True, help="folders of ResNet-20s, compared in turn")
+    parser.add_argument("--size", type=int, default=5, help="networks of an ensemble")
+    parser.add_argument("--images", type=int, default=2000, help="of the test set, for each corruption")
+    parser.add_argument("--threads", type=int, help="torch threads")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    test = load(arguments.data, "test")
+    for zoo in arguments.zoos:
+        models = stored_networks(zoo, len(test.classes))
+        found = report(models, test, size=arguments.size, images=arguments.images)
+        print(json.dumps({"zoo": Path(zoo).name, **found}), flush=True)

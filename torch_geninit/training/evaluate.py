@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -47,22 +47,22 @@ def members(
 
     ``gain`` is the mean ensemble's lead over the mean member; ``standard_error`` that of the mean member.
     """
-    from torch_geninit.training.ensembles import diversity, measures, probabilities_of
+    from torch_geninit.training.ensembles import diversity, of_all_subsets
 
     logits: list[Tensor] = [
         logits_of(untrained(pretrained, train, seed=seed, noise_scale=noise_scale), measured)
         for seed in range(count)
     ]
     alone = [(each.argmax(1) == measured.labels).float().mean().item() for each in logits]
-    together = [measures(probabilities_of(chosen), measured.labels) for chosen in combinations(logits, size)]
+    together = of_all_subsets(logits, measured.labels, size)
     mean = statistics.mean(alone)
     return {
         "noise_scale": noise_scale,
         "members": alone,
         "mean": mean,
         "standard_error": statistics.stdev(alone) / count**0.5,
-        "ensemble": {key: statistics.mean(one[key] for one in together) for key in together[0]},
-        "gain": statistics.mean(one["accuracy"] for one in together) - mean,
+        "ensemble": together,
+        "gain": together["accuracy"] - mean,
         **diversity(logits),
     }
 

@@ -77,10 +77,10 @@ def train_from(
 ) -> dict[str, Any]:
     """Train one network; return its record, and keep it and its weights in ``folder``.
 
-    Record and weights are ``lr<lr>-seed<seed>.json`` and ``.safetensors``; where they exist nothing is trained,
-    so an interrupted comparison goes on, and several processes may share the folder. ``validation`` has the
-    accuracy before training and after every epoch, ``test`` that at the end. The seed decides He's draw and
-    the order of the images.
+    Record and weights are ``lr<lr>-seed<seed>.json`` and ``.safetensors``; where they exist nothing is
+    trained, so an interrupted comparison goes on, and several processes may share the folder. ``validation``
+    has the accuracy before training and after every epoch, ``test`` that at the end. The seed decides He's
+    draw and the order of the images.
     """
     stem = folder / f"lr{lr:g}-seed{seed}"
     record_file = stem.with_name(f"{stem.name}.json")

@@ -1,0 +1,48 @@
+"""Ensembles of stored networks: averaged logits, every subset, corrupted images."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytest.importorskip("torchmetrics")
+pytest.importorskip("tqdm")
+
+from torch_geninit.training import ensembles
+from torch_geninit.training.classifier import logits_of
+from torch_geninit.training.corruptions import corrupted
+from torch_geninit.training.data import Split
+from torch_geninit.training.networks import he_, resnet20
+
+
+def test_all_subsets_are_measured_once() -> None:
+    stream = torch.Generator().manual_seed(0)
+    logits = [torch.randn(50, 4, generator=stream) for _ in range(4)]
+    labels = torch.randint(0, 4, (50,), generator=stream)
+    found = ensembles.of_all_subsets(logits, labels, 2)
+    pairs = [(a + b) / 2 for a, b in combinations(logits, 2)]
+    assert found["nll"] == pytest.approx(sum(F.cross_entropy(p, labels).item() for p in pairs) / 6, rel=1e-5)
+    right = sum((p.argmax(1) == labels).float().mean().item() for p in pairs) / 6
+    assert found["accuracy"] == pytest.approx(right, rel=1e-5)
+
+
+def test_a_report_averages_over_corruptions_and_severities(
+    images: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {name: ensembles.CORRUPTIONS[name] for name in ("fog", "jpeg")}
+    monkeypatch.setattr(ensembles, "CORRUPTIONS", kinds)
+    torch.manual_seed(0)
+    models = [he_(resnet20()) for _ in range(2)]
+    found = ensembles.report(models, images, size=1, images=20)
+    few = images.spread(20)
+    entropies = []
+    for kind in kinds:
+        for severity in range(1, 6):
+            harmed = corrupted(few, kind, severity)
+            entropies += [F.cross_entropy(logits_of(model, harmed), few.labels).item() for model in models]
+    assert found["corrupted"]["nll"] == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
+    one, other = (logits_of(model, images).argmax(1) for model in models)
+    assert found["disagreement"] == pytest.approx((one != other).float().mean().item())
