@@ -18,9 +18,9 @@ import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.expectation import MeasuredNetworks, describe
 from torch_geninit.training import unseen
-from torch_geninit.training.architectures import WEIGHTS, Space, sample_unseen
+from torch_geninit.training.architectures import WEIGHTS, Space, classical, sample_unseen
 from torch_geninit.training.data import Split, load
-from torch_geninit.training.families import Spec, Style
+from torch_geninit.training.families import LANDMARK_BLOCKS, Spec
 from torch_geninit.training.run import Run
 
 LENGTHS = tuple(2.0**k for k in range(-1, 7))
@@ -53,18 +53,14 @@ def reference_specs(
 def resnet_specs(count: int) -> Iterator[Spec]:
     """Yield ``count`` different ResNets as of He et al. 2016, section 4.2, none of depth 20 or 56.
 
-    Three stages of 1 to 5 basic blocks, base widths 8 to 24, BatchNorm: usual, and rare among
-    random networks.
+    They are usual, and rare among random networks.
     """
     seen: set[Spec] = set()
     number = 0
     while len(seen) < count:
-        r = random.Random(f"resnet/{number}")
+        spec = classical(random.Random(f"resnet/{number}"))
         number += 1
-        base, blocks = r.choice((8, 12, 16, 20, 24)), tuple(r.randint(1, 5) for _ in range(3))
-        style = Style(shortcut=r.choice(("A", "B")))
-        spec = Spec("basic", blocks, (base, 2 * base, 4 * base), style)
-        if blocks != (3, 3, 3) and spec not in seen:
+        if spec.blocks not in LANDMARK_BLOCKS and spec not in seen:
             seen.add(spec)
             yield spec
 

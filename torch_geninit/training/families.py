@@ -38,6 +38,8 @@ OVER_TOKENS = ("mixer", "transformer")
 FAMILIES = (*STAGED, *OVER_TOKENS)
 Positions = Literal["table", "relative", "none"]
 TWO_CONVOLUTION_BLOCKS = ("basic", "preactivation")
+LANDMARK_BLOCKS = ((3, 3, 3), (9, 9, 9))
+"""Blocks of ResNet-20 and ResNet-56."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Spec:
         That is every ResNet-20 and ResNet-56, whatever its width, shortcut or norm, and one in sixteen of all
         others, by a hash of the specification.
         """
-        residual = self.family in TWO_CONVOLUTION_BLOCKS and self.blocks in ((3, 3, 3), (9, 9, 9))
+        residual = self.family in TWO_CONVOLUTION_BLOCKS and self.blocks in LANDMARK_BLOCKS
         return residual or self.digest % 16 == 0
 
     @property
