@@ -12,12 +12,13 @@ from torch_geninit.training.data import Split
 from torch_geninit.training.memory import (
     averaged,
     compare,
+    cropped_and_tiled,
     error_overlap,
     stored_networks,
     weight_distance,
     with_noise,
 )
-from torch_geninit.training.networks import he_, resnet20
+from torch_geninit.training.networks import ResNet, he_, resnet20
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,22 @@ def test_rows_of_the_comparison(zoo: Path) -> None:
     assert noisy[0]["distance to the nearest stored"] < noisy[1]["distance to the nearest stored"] < 0.5
     assert rows["ghn_"]["distance to the nearest stored"] > 1.2
     assert rows["ghn_"]["error overlap among themselves"] is None
+
+
+def test_selected_weights_are_the_source_s_cropped_and_tiled() -> None:
+    torch.manual_seed(0)
+    small = ResNet((1, 4, 3), (8, 32, 64))
+    large = ResNet((3, 3, 3), (24, 48, 96), 7)
+    torch.nn.init.normal_(small.get_parameter("layer2.3.bn1.bias"))
+    from_small = cropped_and_tiled(small.state_dict(), 10)
+    kernel = small.get_parameter("layer1.0.conv2.weight")
+    for block in range(3):  # one block repeated, its eight channels twice in both dimensions
+        assert torch.equal(
+            from_small.get_parameter(f"layer1.{block}.conv2.weight"), kernel.repeat(2, 2, 1, 1)
+        )
+    assert torch.equal(from_small.get_parameter("fc.weight"), small.fc.weight)
+    from_large = cropped_and_tiled(large.state_dict(), 10)
+    assert torch.equal(from_large.get_parameter("conv1.weight"), large.conv1.weight[:16])
+    assert torch.equal(
+        from_large.get_parameter("fc.weight"), torch.cat([large.fc.weight, large.fc.weight[:3]])[:, :64]
+    )

@@ -138,6 +138,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, nargs="+", default=[1.0])
     parser.add_argument("--warmup", type=float, nargs="+", default=[0.0])
     parser.add_argument("--zoo", help="folder of stored ResNet-20s to compare with (memory)")
+    parser.add_argument(
+        "--sources",
+        nargs="*",
+        default=[],
+        help="files of ResNets of other depths to select weights from (memory)",
+    )
     parser.add_argument("--networks", type=int, default=100, help="unseen networks of the space")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -162,7 +168,7 @@ def main(arguments: argparse.Namespace) -> None:
 
         if arguments.zoo is None:
             raise SystemExit("evaluate memory needs --zoo, the folder of stored networks")
-        for row in memory.compare(arguments.zoo, train, measured):
+        for row in memory.compare(arguments.zoo, train, measured, sources=arguments.sources):
             print(json.dumps(row))
     elif arguments.what == "space":
         print(json.dumps(space(arguments.pretrained, train, measured, count=arguments.networks)))

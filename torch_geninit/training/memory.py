@@ -8,7 +8,7 @@ weights, how alike in errors.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -76,16 +76,40 @@ def averaged(models: Sequence[nn.Module]) -> nn.Module:
     return mean
 
 
+@torch.no_grad()
+def cropped_and_tiled(source: Mapping[str, Tensor], classes: int) -> nn.Module:
+    """Return ResNet-20 with the tensors of a trained ResNet, "weight selection" (Xu et al. 2024).
+
+    A tensor too large is cropped, one too small repeated, in every dimension; where the source has fewer
+    blocks in a stage its last one is repeated.
+    """
+    model = resnet20(classes)
+    for name, parameter in model.named_parameters():
+        stage, *rest = name.split(".")
+        if name not in source and rest and rest[0].isdigit():
+            last = max(int(key.split(".")[1]) for key in source if key.startswith(f"{stage}."))
+            name = ".".join([stage, str(last), *rest[1:]])
+        value = source[name]
+        for dimension, size in enumerate(parameter.shape):
+            value = value.index_select(dimension, torch.arange(size) % value.shape[dimension])
+        parameter.copy_(value)
+    return model
+
+
 def compare(
     zoo: str | Path,
     train: Split,
     measured: Split,
     *,
+    sources: Sequence[str | Path] = (),
     ghn: str = "ghn-cifar10",
     noise_ghn: str = "noise-ghn-cifar10",
     members: int = 3,
 ) -> list[dict[str, Any]]:
     """Measure each kind of network: accuracy, and distance and error overlap to the nearest stored one.
+
+    ``sources`` are files of trained ResNets of other depths whose tensors ResNet-20 gets, see
+    :func:`cropped_and_tiled`.
 
     The row of the stored networks compares each with the nearest other one: what is nearer than they are to
     each other would be a copy. Every network but these gets its BatchNorm statistics from 2,000 training
@@ -98,6 +122,9 @@ def compare(
         noisy = [with_noise(stored[0], share, seed) for seed in range(members)]
         made[f"a stored one with noise of {share:g} of its spread"] = noisy
     classes = len(train.classes)
+    for source in sources:
+        model = cropped_and_tiled(load_file(str(source)), classes)
+        made[f"weights selected from {Path(source).stem}"] = [model]
     made["ghn_"] = [geninit.ghn_(resnet20(classes), pretrained=ghn, strict=True)]
     made["noise_ghn_"] = [
         geninit.noise_ghn_(resnet20(classes), seed, pretrained=noise_ghn, strict=True)

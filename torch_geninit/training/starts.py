@@ -1,4 +1,4 @@
-"""Train ResNet-20 from several starts, each with several seeds and at its own best rate."""
+"""Train ResNet-20, or one of other depth, from several starts: seeds, and each at its own best rate."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.initializers import Head
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
-from torch_geninit.training.networks import he_, resnet20, xavier_
+from torch_geninit.training.networks import ResNet, he_, xavier_
 from torch_geninit.training.run import Run
 
 LAWS = {"he": he_, "xavier": xavier_}
 """Starts that need no generator."""
 
 
-def start_from(start: str, seed: int, classes: int, head: Head = "auto") -> nn.Module:
-    """Build ResNet-20 as ``start`` initialises it: a law of :data:`LAWS`, a generator's name or its file.
+def start_from(
+    start: str, seed: int, classes: int, head: Head = "auto", blocks: Sequence[int] = (3, 3, 3)
+) -> nn.Module:
+    """Build a ResNet as ``start`` initialises it: a law of :data:`LAWS`, a generator's name or its file.
 
     What a generator leaves alone is drawn from He's law with ``seed``, as the draws of a noise GHN and of
     VAEs are; a plain GHN has but one result.
     """
     torch.manual_seed(seed)
-    model = resnet20(classes)
+    model = ResNet(blocks, num_classes=classes)
     if start in LAWS:
         return LAWS[start](model)
     he_(model)
@@ -53,11 +55,13 @@ class Course:
 
     Attributes:
         epochs: of SGD with Nesterov momentum, the rate rising over the first fifth, then falling to 0.
+        blocks: of each stage, see :class:`ResNet`.
         head: what a GHN does with the classifier.
         calibrate: images that BatchNorm is calibrated on before the first measurement.
     """
 
     epochs: int
+    blocks: Sequence[int] = (3, 3, 3)
     weight_decay: float = 5e-4
     batch_size: int = 128
     head: Head = "auto"
@@ -86,7 +90,7 @@ def train_from(
     record_file = stem.with_name(f"{stem.name}.json")
     if record_file.exists():
         return dict(json.loads(record_file.read_text()))
-    model = start_from(start, seed, len(train.classes), course.head)
+    model = start_from(start, seed, len(train.classes), course.head, course.blocks)
     run = Run(folder / f"run-{stem.name}")
     if not run.checkpoint.exists():
         geninit.recalibrate_bn_(model, (x for x, _ in train.spread(course.calibrate).batches()))
@@ -204,6 +208,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--starts", nargs="+", default=["he", "ghn-cifar10"], help="laws, generators' names or files"
     )
+    parser.add_argument("--blocks", type=int, nargs=3, default=[3, 3, 3], help="of each stage")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.1], help="grid of every start")
     parser.add_argument("--seeds", type=int, default=5)
@@ -223,6 +228,7 @@ def main(arguments: argparse.Namespace) -> None:
     train, validation, test = (load(arguments.data, name) for name in ("train", "validation", "test"))
     course = Course(
         arguments.epochs,
+        tuple(arguments.blocks),
         arguments.weight_decay,
         arguments.batch_size,
         arguments.head,
