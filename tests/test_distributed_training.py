@@ -22,7 +22,7 @@ from torch_geninit.training.architectures import SpaceOptions
 torch.set_num_threads(1)
 data, folder = sys.argv[1:]
 ghn.SIZES.update(width=16, rounds=1, hidden=16, rank=8, linear_rank=4, depthwise_rank=4, channels=8, kernel=3)
-ghn.check = lambda *_: {}
+ghn.check = lambda *_, **__: {}
 schedule = ghn.Schedule(((32, 1),), lr=1e-2, warmup=1, batch_size=8, networks=4)
 space = SpaceOptions({"plain": 1.0, "transformer": 1.0}, pool=4, most_macs=20_000_000)
 ghn.train_ghn(data, folder, schedule, space=space)

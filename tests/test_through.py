@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.training.architectures import Sample, Space
 from torch_geninit.training.families import Spec
-from torch_geninit.training.through import Objective, distance_from_standard, predicted_parameters
+from torch_geninit.training.through import Diversity, Objective, distance_from_standard, predicted_parameters
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -61,3 +61,33 @@ def test_decay_pulls_a_large_bias_back(generator: GraphHyperNetwork, network: Sa
                 p -= 1e-4 * p.grad
     after = distance_from_standard(predicted_parameters(generator, network), network)
     assert after < before
+
+
+def test_draws_are_apart_by_the_cosine_of_what_was_asked_for() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(6, 4), torch.randn(6, 4)
+    cosine = lambda x, y: (x * y).sum() / (x.norm() * y.norm())  # noqa: E731
+    torch.testing.assert_close(Diversity().similarity(a, b), cosine(a, b))
+    found = Diversity(on="probabilities").similarity(a, b)
+    torch.testing.assert_close(found, cosine(a.softmax(1), b.softmax(1)))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_noise_is_each_node_s_own_or_shared(shared: bool) -> None:
+    drawn = Diversity(shared=shared).noise(5, 3, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2, 5, 3)
+    assert len(drawn[0].unique(dim=0)) == (1 if shared else 5)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_the_loss_of_two_draws_stops_pulling_at_the_floor(network: Sample) -> None:
+    torch.manual_seed(0)
+    noisy = GraphHyperNetwork(ghn_card(noise=4))
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    z = Diversity().noise(len(network.architecture.nodes), 4, torch.Generator().manual_seed(1))
+    losses = {}
+    for floor in (-1.0, 1.0):
+        objective = Objective(noisy, clip=1e9, diversity=Diversity(weight=2.0, floor=floor))
+        losses[floor], parts = objective([network], [images], [labels], [z])
+        expected = parts["cross_entropy"][0] + 2 * max(parts["cosine"][0].item(), floor)
+        torch.testing.assert_close(losses[floor], expected)

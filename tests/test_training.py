@@ -150,7 +150,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ghn, "SIZES", {**ghn.SIZES, **sizes})
     monkeypatch.setattr(architectures, "sample", lambda *_: Spec("basic", (1, 1), (4, 8)))
     # The held-out network is not of interest here and costs the most.
-    monkeypatch.setattr(ghn, "check", lambda *_: {})
+    monkeypatch.setattr(ghn, "check", lambda *_, **__: {})
 
 
 @pytest.mark.usefixtures("small")

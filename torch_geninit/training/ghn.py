@@ -25,7 +25,7 @@ from torch_geninit.training.data import Split, load
 from torch_geninit.training.distributed import World
 from torch_geninit.training.ghn_checks import check
 from torch_geninit.training.run import Run
-from torch_geninit.training.through import Objective
+from torch_geninit.training.through import Diversity, Objective
 
 NOISE_START = 0.2
 """Standard deviation of new noise weights; those of the embedding beside them have about 0.05."""
@@ -103,8 +103,7 @@ def train_ghn(
     *,
     space: SpaceOptions | None = None,
     noise: int = 0,
-    diversity: float = 1.0,
-    floor: float = -1.0,
+    diversity: Diversity | None = None,
     decay: float = 0.0,
     start: str | Path | None = None,
     seed: int = 0,
@@ -115,8 +114,9 @@ def train_ghn(
     """Train a generator on random networks; returns the averaged weights.
 
     Every step sees ``schedule.networks`` networks, each with images of its own; under ``torchrun`` the ranks
-    share them. ``noise`` > 0 trains a noise GHN; ``decay`` keeps vectors near their standard values (see
-    :class:`Objective`); ``start`` is a trained generator's file to warm-start from, see :func:`warm_start_`.
+    share them. ``noise`` > 0 trains a noise GHN, its draws kept apart by ``diversity``; ``decay`` keeps
+    vectors near their standard values (see :class:`Objective`); ``start`` is a trained generator's file to
+    warm-start from, see :func:`warm_start_`.
 
     Raises:
         ValueError: if the ranks can't share a step's networks evenly.
@@ -142,9 +142,8 @@ def train_ghn(
         warm_start_(generator, trained.state_dict())
     generator.to(device)
     average = Average(generator)
-    objective = world.wrap(
-        Objective(generator, clip=schedule.clip, diversity=diversity, floor=floor, decay=decay)
-    )
+    diversity = diversity or Diversity()
+    objective = world.wrap(Objective(generator, clip=schedule.clip, diversity=diversity, decay=decay))
     optimizer = torch.optim.AdamW(generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5)
     networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
     first = 0
@@ -176,9 +175,9 @@ def train_ghn(
             images.append(resize(x, schedule.resolution(step)))
             labels.append(y)
             if noise:
-                shape = (2, len(chosen[-1].architecture.nodes), noise)
                 stream = noise_stream(seed, f"training network {index}")
-                draws.append(torch.randn(shape, generator=stream).to(device))
+                nodes = len(chosen[-1].architecture.nodes)
+                draws.append(diversity.noise(nodes, noise, stream).to(device))
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(step)
         with torch.autocast(device, torch.bfloat16, enabled=amp):
@@ -202,7 +201,14 @@ def train_ghn(
                 loss=f"{values['loss']:.3f}", images_per_second=f"{rate * schedule.batch_size:.0f}"
             )
             if (step + 1) % check_every == 0 or step + 1 == schedule.steps:
-                values |= check(average.generator, networks.space, space, calibration, validation)
+                values |= check(
+                    average.generator,
+                    networks.space,
+                    space,
+                    calibration,
+                    validation,
+                    shared_noise=diversity.shared,
+                )
             run.log(**values)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.steps:
             run.save(
@@ -296,6 +302,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--floor", type=float, default=-1.0, help="cosine between draws below which there is no pull apart"
     )
     parser.add_argument(
+        "--diversity-on", default="logits", choices=("logits", "probabilities"), help="what the cosine is of"
+    )
+    parser.add_argument("--shared-noise", action="store_true", help="the same noise for all nodes")
+    parser.add_argument(
         "--decay", type=float, default=0.0, help="pull of biases to 0 and normalisations' gains to 1"
     )
     parser.add_argument("--start", help="trained generator file to start from")
@@ -322,8 +332,9 @@ def main(arguments: argparse.Namespace) -> None:
         ),
         space=SpaceOptions(weights(arguments.families), arguments.pool, int(arguments.most_macs)),
         noise=arguments.noise,
-        diversity=arguments.diversity,
-        floor=arguments.floor,
+        diversity=Diversity(
+            arguments.diversity, arguments.floor, arguments.diversity_on, arguments.shared_noise
+        ),
         decay=arguments.decay,
         start=arguments.start,
         seed=arguments.seed,

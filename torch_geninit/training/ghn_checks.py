@@ -13,8 +13,9 @@ from torch_geninit.generators.features import node_features
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.graph.trace import trace
 from torch_geninit.training.architectures import Space, SpaceOptions, sample_unseen
-from torch_geninit.training.classifier import score
+from torch_geninit.training.classifier import logits_of, score
 from torch_geninit.training.data import Split
+from torch_geninit.training.ensembles import diversity, measures, of_all_subsets, probabilities_of
 from torch_geninit.training.networks import resnet20
 from torch_geninit.training.through import logits_through
 
@@ -25,8 +26,10 @@ def check(
     options: SpaceOptions,
     calibration: Split,
     validation: Split,
+    *,
+    shared_noise: bool = False,
 ) -> dict[str, Any]:
-    """Measure on validation images: the held-out ResNet-20 (of a noise GHN also two members), and two unseen
+    """Measure on validation images: the held-out ResNet-20 (of a noise GHN also five members), and two unseen
     networks of each family, these with batch statistics on 1,000 images.
     """
     result: dict[str, Any] = {}
@@ -34,10 +37,16 @@ def check(
     result["validation_accuracy"], result["validation_nll"] = plain
     if generator.noise_width:
         members = [
-            score(initialised_resnet20(generator, space, calibration, seed=seed), validation)
-            for seed in (0, 1)
+            logits_of(
+                initialised_resnet20(generator, space, calibration, seed=seed, shared=shared_noise),
+                validation,
+            )
+            for seed in range(5)
         ]
-        result["member_accuracy"] = sum(m.accuracy for m in members) / len(members)
+        result["member_accuracy"] = of_all_subsets(members, validation.labels, 1)["accuracy"]
+        together = measures(probabilities_of(members), validation.labels)
+        result["ensemble_accuracy"], result["ensemble_nll"] = together["accuracy"], together["nll"]
+        result |= diversity(members)
     few = validation.spread(1000)
     result["unseen"] = {
         family: sum(unseen_accuracy(generator, space, options, family, k, few) for k in (0, 1)) / 2
@@ -74,7 +83,7 @@ def initialised_resnet20(
     calibration: Split,
     *,
     seed: int | None = None,
-    noise_scale: float = 1.0,
+    shared: bool = False,
 ) -> nn.Module:
     """Build the held-out ResNet-20 with predicted parameters, its BatchNorm calibrated on ``calibration``."""
     model = resnet20(generator.classes)
@@ -83,7 +92,9 @@ def initialised_resnet20(
     noise = None
     if seed is not None:
         draws = torch.Generator().manual_seed(seed)
-        noise = noise_scale * torch.randn(len(architecture.nodes), generator.noise_width, generator=draws)
+        nodes = len(architecture.nodes)
+        drawn = torch.randn(1 if shared else nodes, generator.noise_width, generator=draws)
+        noise = drawn.expand(nodes, -1)
     tiles = generator(
         architecture,
         [name for name, _ in model.named_parameters()],

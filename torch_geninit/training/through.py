@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,17 +83,45 @@ def distance_from_standard(parameters: Mapping[str, Tensor], network: Sample) ->
     return torch.stack(squares).sum() if squares else torch.zeros(())
 
 
+@dataclass(frozen=True)
+class Diversity:
+    """How the draws of a noise GHN are kept apart.
+
+    Attributes:
+        weight: of their similarity in the loss.
+        floor: similarity below which there is no pull apart.
+        on: whether it is the cosine of their logits or of their probabilities, of the same images.
+        shared: whether all nodes of a network see the same noise, instead of each its own.
+    """
+
+    weight: float = 1.0
+    floor: float = -1.0
+    on: Literal["logits", "probabilities"] = "logits"
+    shared: bool = False
+
+    def noise(self, nodes: int, width: int, stream: torch.Generator) -> Tensor:
+        """Draw noise of two members, (2, nodes, width)."""
+        drawn = torch.randn(2, 1 if self.shared else nodes, width, generator=stream)
+        return drawn.expand(2, nodes, width)
+
+    def similarity(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the cosine of two members' flattened outputs, from their logits (N, classes)."""
+        if self.on == "probabilities":
+            first, second = first.softmax(1), second.softmax(1)
+        return F.cosine_similarity(first.flatten(), second.flatten(), dim=0)
+
+
 class Objective(nn.Module):
     """The loss of one step as a module, so that DistributedDataParallel can wrap it.
 
     The mean over networks of the cross-entropy of each on its own images. With noise each network is drawn
     twice, z and z', and its loss is::
 
-        L = (CE(f_z) + CE(f_z')) / 2 + diversity * max(cos(f_z, f_z'), floor)
+        L = (CE(f_z) + CE(f_z')) / 2 + weight * max(cos(f_z, f_z'), floor)
 
-    on the flattened logits of the same images (paper, section on noise GHN). ``decay`` times
-    :func:`distance_from_standard` is added: a large constant in front of a matrix changes nothing that the
-    loss sees, but SGD on that matrix then diverges at ordinary rates.
+    on the flattened logits of the same images (paper, section on noise GHN), or as :class:`Diversity` says.
+    ``decay`` times :func:`distance_from_standard` is added: a large constant in front of a matrix changes
+    nothing that the loss sees, but SGD on that matrix then diverges at ordinary rates.
     """
 
     def __init__(
@@ -100,13 +129,12 @@ class Objective(nn.Module):
         generator: GraphHyperNetwork,
         *,
         clip: float,
-        diversity: float = 0.0,
-        floor: float = -1.0,
+        diversity: Diversity | None = None,
         decay: float = 0.0,
     ) -> None:
         super().__init__()
         self.generator = generator
-        self.clip, self.diversity, self.floor, self.decay = clip, diversity, floor, decay
+        self.clip, self.diversity, self.decay = clip, diversity or Diversity(), decay
 
     def forward(
         self,
@@ -128,8 +156,9 @@ class Objective(nn.Module):
                 continue
             (first, a), (second, b) = (self._logits(network, x, clip, z) for z in draws[index])
             entropy = (F.cross_entropy(first, y) + F.cross_entropy(second, y)) / 2
-            cosine = F.cosine_similarity(first.flatten(), second.flatten(), dim=0)
-            losses.append(entropy + self.diversity * cosine.clamp(min=self.floor) + (a + b) / 2)
+            cosine = self.diversity.similarity(first, second)
+            pull = self.diversity.weight * cosine.clamp(min=self.diversity.floor)
+            losses.append(entropy + pull + (a + b) / 2)
             entropies.append(entropy.detach())
             cosines.append(cosine.detach())
         parts = {"cross_entropy": torch.stack(entropies)}
