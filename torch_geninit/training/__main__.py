@@ -12,6 +12,7 @@ COMMANDS = {
     "ghn": ("ghn", "train a graph hypernetwork; with --noise and --start, a noise GHN from it"),
     "evaluate": ("evaluate", "measure a generator by the protocol"),
     "expectation": ("expectation", "measure networks, fit what tells others' accuracy from their graphs"),
+    "space": ("space", "measure a generator over unseen networks, and what it expected of them"),
     "starts": ("starts", "train ResNet-20 from several starts with several seeds, generated or not"),
     "ensembles": ("ensembles", "measure ensembles of stored networks, on corrupted images too"),
     "first-epoch": ("first_epoch", "train unseen networks for an epoch, generated and from He's law"),

@@ -111,24 +111,8 @@ def recipes(
     return rows
 
 
-def space(pretrained: str, train: Split, measured: Split, *, count: int) -> dict[str, Any]:
-    """Measure predicted weights on the landmarks and on ``count`` unseen networks, a line each as it goes."""
-    from torch_geninit.training import unseen
-
-    landmarks = {}
-    for name, build in unseen.LANDMARKS.items():
-        torch.manual_seed(0)
-        landmarks[name] = unseen.measure(build(len(train.classes)), pretrained, train, measured)
-        print(json.dumps({"network": name, **landmarks[name]}), flush=True)
-    records = []
-    for record in unseen.survey_space(pretrained, train, measured, unseen.unseen_specs(count)):
-        records.append(record)
-        print(json.dumps(record), flush=True)
-    return {"landmarks": landmarks, "summary": unseen.summary(records)}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("step0", "members", "recipes", "space", "memory"))
+    parser.add_argument("what", choices=("step0", "members", "recipes", "memory"))
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", help="manifest name or generator file; not for memory")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
@@ -144,7 +128,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="files of ResNets of other depths to select weights from (memory)",
     )
-    parser.add_argument("--networks", type=int, default=100, help="unseen networks of the space")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast in training (recipes)")
@@ -170,8 +153,6 @@ def main(arguments: argparse.Namespace) -> None:
             raise SystemExit("evaluate memory needs --zoo, the folder of stored networks")
         for row in memory.compare(arguments.zoo, train, measured, sources=arguments.sources):
             print(json.dumps(row))
-    elif arguments.what == "space":
-        print(json.dumps(space(arguments.pretrained, train, measured, count=arguments.networks)))
     else:
         recipes(
             arguments.pretrained,

@@ -68,12 +68,14 @@ def unseen_specs(
 def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Split) -> dict[str, Any]:
     """Fill ``model``, trusted or not, calibrate BatchNorm, and measure it; ``model`` is changed.
 
-    ``generator`` is the one that was chosen, ``generated`` the share of its weights that were generated,
-    ``distance`` that of its graph from the networks seen in training.
+    ``generator`` is the one that was chosen, ``expected`` what it expects of the accuracy, with the ends of
+    the interval, ``generated`` the share of weights that were generated, ``distance`` that of its graph from
+    the networks seen in training.
     """
     example = train.normalise(train.images[:1])
     graph = geninit.trace(model, example)
     plan = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
+    told = plan.pretrained.expectation(plan) if plan.generated else None
     plan.write_(model)
     geninit.recalibrate_bn_(model, (x for x, _ in train.spread(CALIBRATION_IMAGES).batches()))
     accuracy, nll = score(model, measured)
@@ -84,6 +86,7 @@ def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Sp
         "generator": plan.source,
         "distance": plan.verdict.distance if plan.verdict else None,
         "trusted": bool(plan.verdict and plan.verdict.trusted),
+        "expected": {"accuracy": told.accuracy, "low": told.low, "high": told.high} if told else None,
         "generated": generated / sum(p.numel() for p in model.parameters()),
         "macs": multiplications(graph),
         "nodes": len(graph.nodes),
