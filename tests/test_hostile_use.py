@@ -63,6 +63,11 @@ def surroundings() -> list[Any]:
         ({"pretrained": "a\0b.safetensors"}, geninit.GeneratorFileError, "no file can have that name"),
         ({"pretrained": "\ud800.safetensors"}, geninit.GeneratorFileError, "no file can have that name"),
         ({"pretrained": "a" * 5000}, geninit.HubError, "no pretrained generator"),
+        (
+            {"pretrained": "noise-ghn-cifar10", "cache_dir": 5},
+            TypeError,
+            "cache_dir: expected a folder, got 5",
+        ),
         ({"pretrained": "someone/net", "revision": 5}, ValueError, "revision: expected a commit"),
         ({"graph": "resnet20"}, TypeError, "graph: expected what trace"),
         ({"graph": {}}, TypeError, "graph: expected what trace"),

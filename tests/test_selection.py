@@ -201,3 +201,8 @@ def test_a_missing_or_damaged_file_is_named_and_nothing_is_written(shipped: Path
     with pytest.raises(geninit.HubError, match="stranger"):
         geninit.ghn_(model, pretrained="auto", example_inputs=torch.zeros(1, 3, 8, 8))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_loading_auto_by_name_says_who_takes_it() -> None:
+    with pytest.raises(geninit.HubError, match=r"The verbs take 'auto'.*plan\(model, pretrained='auto'\)"):
+        geninit.load("auto")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from torch_geninit.generators.base import WeightGenerator
 
 
+AUTO = "auto"
+"""Stands for whichever generator of a verb's own kind serves the model best."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pretrained:
     """A pretrained generator and where its file is.
@@ -131,6 +135,8 @@ def load(
     from torch_geninit.generators import file
     from torch_geninit.generators.base import WeightGenerator
 
+    if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):
+        raise TypeError(f"cache_dir: expected a folder, got {cache_dir!r}")
     if not isinstance(local_files_only, bool):
         raise TypeError(f"local_files_only: expected True or False, got {local_files_only!r}")
     if isinstance(name_or_path, WeightGenerator):
@@ -185,6 +191,11 @@ def locate(
             remedy = (
                 "A published GHN has to be converted to a .safetensors file first: "
                 f"python -m torch_geninit.convert {name} TARGET.safetensors"
+            )
+        if name == AUTO:
+            remedy = (
+                "The verbs take 'auto' and choose for one model: "
+                "plan(model, pretrained='auto').source says what."
             )
         raise HubError(
             f"there is no pretrained generator {name!r}.{hint} The manifest has: "

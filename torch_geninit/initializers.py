@@ -31,9 +31,6 @@ KINDS: dict[Verb, tuple[str, ...]] = {
 }
 """Kinds of generator that each verb can use, its own first; without its noise a noise-ghn is a ghn."""
 
-AUTO = "auto"
-"""Stands for whichever generator of the verb's own kind serves the model best."""
-
 
 def vae_(
     module: ModuleT,
@@ -314,14 +311,14 @@ def plan(
             raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
         graph.check()
     chosen = DEFAULTS[verb] if pretrained is None else pretrained
-    if isinstance(chosen, str) and chosen == AUTO:
+    if isinstance(chosen, str) and chosen == hub.AUTO:
         if verb == "vae":
             raise ValueError(
-                f"pretrained={AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer among the "
+                f"pretrained={hub.AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer among the "
                 f"VAEs of one file, by default {DEFAULTS['vae']!r}"
             )
         if revision is not None:
-            raise ValueError(f"revision={revision!r} can't be combined with pretrained={AUTO!r}")
+            raise ValueError(f"revision={revision!r} can't be combined with pretrained={hub.AUTO!r}")
         chosen, graph = select(
             model,
             verb,

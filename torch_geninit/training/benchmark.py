@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
+from torch_geninit import hub
 from torch_geninit.training import document
 from torch_geninit.training.coverage import peak_memory, warm_up
 from torch_geninit.training.networks import resnet20
@@ -89,7 +90,7 @@ def compare(name: str, pretrained: str, vae: str, repeats: int) -> Row:
     """Time every way of filling one model, in turns so that a busy spell hits them all."""
     model = build(name)
     graph = geninit.trace(model)
-    automatic = pretrained == geninit.initializers.AUTO
+    automatic = pretrained == hub.AUTO
     if automatic:
         chosen = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
         pretrained = chosen.source
@@ -276,7 +277,7 @@ def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", geninit.GenInitWarning)
     warm_up(options.pretrained)
-    automatic = options.pretrained == geninit.initializers.AUTO
+    automatic = options.pretrained == hub.AUTO
     one = geninit.initializers.DEFAULTS["ghn"] if automatic else options.pretrained
     write: dict[str, Callable[[], str]] = {
         "initialisation": lambda: initialisation(options.pretrained, options.vae, options.repeats),
