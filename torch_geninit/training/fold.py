@@ -1,4 +1,4 @@
-"""Fold a trained decoder's linear factors into fewer numbers that make the same weights."""
+"""Fold a trained decoder's linear factors into fewer numbers that make the same weights, and back."""
 
 from __future__ import annotations
 
@@ -50,3 +50,25 @@ def fold(bank: TemplateBank) -> tuple[Tensor, Tensor, Tensor]:
     offsets = torch.cat([scales.new_zeros(mix), scales[mix:]])
     shape = (mix + 1, *bank.templates.shape[1:])
     return coefficients.float(), offsets.float(), (templates / scales[:, None]).view(shape).float()
+
+
+@torch.no_grad()
+def unfold(bank: TemplateBank, rank: int, stream: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return coefficients, offsets and ``rank`` templates that make the same weights, scaled as fresh ones.
+
+    Adam moves every number by about its rate. Folded templates are few and of scale 1, so what they span
+    hardly changes; spread over more of them by a random rotation, with std rank^(-1/2), they learn on as
+    before.
+    """
+    templates = bank.templates.double().flatten(1)
+    square = torch.randn(rank, len(templates), generator=stream, dtype=torch.float64)
+    rotation = torch.linalg.qr(square).Q  # orthonormal columns
+    weight, offset = bank.coefficients.weight.double(), bank.coefficients.bias.double()
+    spread = rotation @ templates
+    scale = spread.std() * rank**0.5
+    shape = (rank, *bank.templates.shape[1:])
+    return (
+        (scale * rotation @ weight).float(),
+        (scale * rotation @ offset).float(),
+        (spread / scale).view(shape).float(),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_geninit.generators import file
-from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
-from torch_geninit.graph.vocabulary import PRIMITIVES
 from torch_geninit.training.architectures import DRAWN, WEIGHTS, Pool, Space, SpaceOptions, weights
 from torch_geninit.training.classifier import resize
 from torch_geninit.training.data import Split, load
@@ -26,28 +24,10 @@ from torch_geninit.training.distributed import World
 from torch_geninit.training.ghn_checks import check
 from torch_geninit.training.run import Run
 from torch_geninit.training.through import Diversity, Objective
-
-NOISE_START = 0.2
-"""Standard deviation of new noise weights; those of the embedding beside them have about 0.05."""
+from torch_geninit.training.warm_start import sizes_from, warm_start_
 
 SAVE_EVERY = 500
 """Steps between checkpoints: a few minutes on two cores."""
-
-SIZES = {
-    "primitives": len(PRIMITIVES),
-    "width": 128,
-    "rounds": 3,
-    "noise": 0,
-    "hidden": 256,
-    "mix": 64,
-    "rank": 256,
-    "head_rank": 64,
-    "linear_rank": 128,
-    "depthwise_rank": 128,
-    "basis": 4,
-    "channels": 64,
-    "kernel": 7,
-}
 
 
 @dataclass(frozen=True)
@@ -103,6 +83,7 @@ def train_ghn(
     *,
     space: SpaceOptions | None = None,
     noise: int = 0,
+    mix: int | None = None,
     diversity: Diversity | None = None,
     decay: float = 0.0,
     start: str | Path | None = None,
@@ -116,7 +97,8 @@ def train_ghn(
     Every step sees ``schedule.networks`` networks, each with images of its own; under ``torchrun`` the ranks
     share them. ``noise`` > 0 trains a noise GHN, its draws kept apart by ``diversity``; ``decay`` keeps
     vectors near their standard values (see :class:`Objective`); ``start`` is a trained generator's file to
-    warm-start from, see :func:`warm_start_`.
+    warm-start from, see :func:`warm_start_`; ``mix`` is the decoder's size of that name, by default the
+    start's.
 
     Raises:
         ValueError: if the ranks can't share a step's networks evenly.
@@ -132,14 +114,14 @@ def train_ghn(
     calibration = train.spread(2000)
     trained = None if start is None else file.read(start)
     card = {
-        "sizes": sizes_from(trained, noise),
+        "sizes": sizes_from(trained, noise, mix),
         "classes": list(train.classes),
         "trained": {},
     }
     torch.manual_seed(seed)
     generator = GraphHyperNetwork(card)
     if trained is not None:
-        warm_start_(generator, trained.state_dict())
+        warm_start_(generator, trained)
     generator.to(device)
     average = Average(generator)
     diversity = diversity or Diversity()
@@ -235,44 +217,6 @@ def _batches(train: Split, batch_size: int, seed: int, first: int) -> Iterator[t
         epoch, position = epoch + 1, 0
 
 
-def sizes_from(start: WeightGenerator | None, noise: int) -> dict[str, int]:
-    """Return the sizes of a new generator: those of its start, and the usual ones of parts the start lacks.
-
-    Raises:
-        ValueError: if the start is no graph hypernetwork.
-    """
-    if start is None:
-        return {**SIZES, "noise": noise}
-    if not isinstance(start, GraphHyperNetwork):
-        raise ValueError(f"the start is a {start.card['kind']}; expected a graph hypernetwork")
-    return {name: start.card["sizes"][name] or usual for name, usual in SIZES.items()} | {"noise": noise}
-
-
-def warm_start_(generator: GraphHyperNetwork, trained: Mapping[str, Tensor]) -> None:
-    """Copy trained weights; decoder columns that read noise are drawn from N(0, NOISE_START^2).
-
-    Two equal draws are a stationary point of the diversity loss, so the start must be loud enough to leave
-    it.
-    """
-    own = generator.state_dict()
-    # Parts that the start lacks (other layer types) keep their random weights.
-    if unknown := set(trained) - set(own):
-        raise ValueError(
-            f"the start has tensors that this hypernetwork lacks: {sorted(unknown)[:5]}; "
-            "expected a graph hypernetwork of the same sizes"
-        )
-    with torch.no_grad():
-        for name, value in trained.items():
-            tensor = own[name]
-            if tensor.shape != value.shape:
-                tensor[:, : value.shape[1]] = value
-                stream = noise_stream(0, name)
-                fresh = torch.randn(tensor[:, value.shape[1] :].shape, generator=stream)
-                tensor[:, value.shape[1] :] = NOISE_START * fresh
-            else:
-                tensor.copy_(value)
-
-
 def parse_phases(text: str) -> tuple[tuple[int, int], ...]:
     """Read ``"16x3000,32x5000"`` as ((16, 3000), (32, 5000))."""
     try:
@@ -309,6 +253,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--decay", type=float, default=0.0, help="pull of biases to 0 and normalisations' gains to 1"
     )
     parser.add_argument("--start", help="trained generator file to start from")
+    parser.add_argument(
+        "--mix", type=int, help="channels that tell kernel positions apart, if not the start's"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
@@ -332,6 +279,7 @@ def main(arguments: argparse.Namespace) -> None:
         ),
         space=SpaceOptions(weights(arguments.families), arguments.pool, int(arguments.most_macs)),
         noise=arguments.noise,
+        mix=arguments.mix,
         diversity=Diversity(
             arguments.diversity, arguments.floor, arguments.diversity_on, arguments.shared_noise
         ),
