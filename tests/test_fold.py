@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.graph.trace import trace
-from torch_geninit.training.fold import folded
+from torch_geninit.training.fold import folded, trimmed
 
 WIDE = {"rank": 40, "linear_rank": 30, "depthwise_rank": 20}
 
@@ -69,3 +69,30 @@ def test_folding_leaves_the_original_alone() -> None:
     folded(whole)
     assert whole.card["sizes"]["rank"] == WIDE["rank"]
     assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_trimmed_generator_makes_the_same_weights_without_what_was_never_asked_for() -> None:
+    whole = generator(**WIDE, kernel=7)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3),
+        nn.BatchNorm2d(12),
+        nn.Conv2d(12, 12, (1, 5)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 10),
+    )
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    short = trimmed(whole, [graph])
+    sizes = short.card["sizes"]
+    assert (sizes["kernel"], sizes["linear_rank"], sizes["depthwise_rank"], sizes["basis"]) == (5, 0, 0, 0)
+    assert sizes["rank"] == WIDE["rank"]
+    names = [name for name, _ in model.named_parameters()]
+    expected, got = whole(graph, names), short(graph, names)
+    for name in names:
+        torch.testing.assert_close(got[name].repeat(), expected[name].repeat(), rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_is_trimmed_that_some_network_asks_for() -> None:
+    whole = generator(**WIDE, kernel=3)
+    short = trimmed(whole, [trace(EveryBank(), torch.zeros(1, 3, 8, 8))])
+    assert short.card["sizes"] == {**whole.card["sizes"], "basis": 0}

@@ -39,7 +39,9 @@ def larger(start: GraphHyperNetwork, **sizes: int) -> GraphHyperNetwork:
     return GraphHyperNetwork(card)
 
 
-@pytest.mark.parametrize("sizes", [{"rank": 40, "depthwise_rank": 17}, {"mix": 9, "rank": 40}, {"mix": 6}])
+@pytest.mark.parametrize(
+    "sizes", [{"rank": 40, "depthwise_rank": 17}, {"mix": 9, "rank": 40}, {"mix": 6}, {"kernel": 7}]
+)
 def test_a_larger_generator_makes_the_same_network(
     start: GraphHyperNetwork, network: Sample, sizes: dict[str, int]
 ) -> None:
@@ -76,4 +78,4 @@ def test_what_has_no_place_is_refused(start: GraphHyperNetwork) -> None:
 def test_a_folded_start_gets_the_usual_ranks_back(start: GraphHyperNetwork) -> None:
     sizes = sizes_from(start, 2, 6)
     assert (sizes["mix"], sizes["noise"], sizes["width"]) == (6, 2, start.card["sizes"]["width"])
-    assert all(sizes[rank] == SIZES[rank] for rank in ("rank", "linear_rank", "depthwise_rank"))
+    assert all(sizes[n] == SIZES[n] for n in ("rank", "linear_rank", "depthwise_rank", "kernel"))

@@ -25,7 +25,7 @@ from torch_geninit.graph.trace import trace
 from torch_geninit.training import model_card
 from torch_geninit.training.architectures import Pool, Space, SpaceOptions
 from torch_geninit.training.data import load
-from torch_geninit.training.fold import folded
+from torch_geninit.training.fold import folded, trimmed
 from torch_geninit.training.networks import resnet20
 
 CARDS = manifest.PACKAGE.parent / "docs" / "model-cards"
@@ -141,15 +141,16 @@ def from_run(
     options = dict(state["space"])
     seed = options.pop("seed")
     space = Space(len(images.classes), torch.zeros(1, *size))
-    seen = training_networks(Pool(space, SpaceOptions(**options), seed))
-    card["trained"] = {**seen, "threshold": threshold}
+    pool = Pool(space, SpaceOptions(**options), seed)
+    seen = [pool.member(number).architecture for number in range(pool.options.pool)]
+    card["trained"] = {**summarise_graphs(seen), "threshold": threshold}
     if kernel_scale is not None:
         card["kernel_scale"] = kernel_scale
     if measured is not None:
         card["measured"] = dict(measured)
     hypernetwork = GraphHyperNetwork(card)
     hypernetwork.load_state_dict(state["average"])
-    return folded(hypernetwork)
+    return folded(trimmed(hypernetwork, seen))
 
 
 def _checkpoint(folder: str | Path) -> dict[str, Any]:
@@ -172,11 +173,6 @@ def reference_graphs(classes: int, size: list[int]) -> dict[str, str]:
         name: trace(resnet20(classes, shortcut), example).fingerprint  # type: ignore[arg-type]
         for name, shortcut in shortcuts.items()
     }
-
-
-def training_networks(pool: Pool) -> dict[str, Any]:
-    """Summarise the networks that a hypernetwork was trained on, for the card's ``trained``."""
-    return summarise_graphs(pool.member(number).architecture for number in range(pool.options.pool))
 
 
 def summarise_graphs(graphs: Iterable[Architecture]) -> dict[str, Any]:

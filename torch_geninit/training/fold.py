@@ -1,12 +1,16 @@
-"""Fold a trained decoder's linear factors into fewer numbers that make the same weights, and back."""
+"""Make a trained decoder smaller without changing what it makes, and its templates many again."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from torch_geninit.generators.decoder import TemplateBank
 from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.graph.architecture import Architecture
+from torch_geninit.graph.landmarks import head_nodes
 
 RANKS = {"conv": "rank", "linear": "linear_rank", "depthwise": "depthwise_rank"}
 """Bank -> its size in the card."""
@@ -33,6 +37,47 @@ def folded(generator: GraphHyperNetwork) -> GraphHyperNetwork:
     result = GraphHyperNetwork({**generator.card, "sizes": sizes})
     result.load_state_dict(state)
     return result.eval()
+
+
+def trimmed(generator: GraphHyperNetwork, seen: Iterable[Architecture]) -> GraphHyperNetwork:
+    """Return a generator without the parts of the decoder that none of the networks ``seen`` asks for.
+
+    These are template banks, tables, and kernel positions around the largest kernel; they were never trained.
+    """
+    decoder, largest = generator.decoder, 1
+    parts: set[str] = set()
+    for architecture in seen:
+        heads = head_nodes(architecture)
+        for index, node in enumerate(architecture.nodes):
+            for use in node.parameters:
+                piece = decoder.piece(node, use, head=index in heads)
+                if piece is None:
+                    continue
+                parts.add(piece.part)
+                if piece.part in decoder.banks:
+                    largest = max(largest, *piece.shape[2:])
+    sizes = dict(generator.card["sizes"])
+    for part, size in RANKS.items():
+        if part != "conv" and part not in parts:  # what has no bank of its own is decoded from this one
+            sizes[size] = 0
+    if "table" not in parts:
+        sizes["basis"] = 0
+    old = sizes["kernel"]
+    new = sizes["kernel"] = min(old, largest + (old - largest) % 2)  # of the same centre
+    state, chosen = generator.state_dict(), centre(old, new)
+    for name in ("decoder.positions.weight", "decoder.positions.bias"):
+        value = state[name].view(old**2, sizes["mix"], *state[name].shape[1:])
+        state[name] = value[chosen].flatten(0, 1)
+    result = GraphHyperNetwork({**generator.card, "sizes": sizes})
+    result.load_state_dict({name: state[name] for name in result.state_dict()})
+    return result.eval()
+
+
+def centre(kernel: int, part: int) -> Tensor:
+    """Return flat indices of the ``part`` x ``part`` positions in the middle of ``kernel`` x ``kernel``."""
+    margin = (kernel - part) // 2
+    grid = torch.arange(kernel**2).view(kernel, kernel)
+    return grid[margin : margin + part, margin : margin + part].flatten()
 
 
 @torch.no_grad()

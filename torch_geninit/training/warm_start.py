@@ -11,7 +11,7 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.graph.vocabulary import PRIMITIVES
-from torch_geninit.training.fold import RANKS, unfold
+from torch_geninit.training.fold import RANKS, centre, unfold
 
 NOISE_START = 0.2
 """Standard deviation of new noise weights; those of the embedding beside them have about 0.05."""
@@ -36,7 +36,7 @@ SIZES = {
 def sizes_from(start: WeightGenerator | None, noise: int, mix: int | None = None) -> dict[str, int]:
     """Return the sizes of a new generator: those of its start, and the usual ones of parts the start lacks.
 
-    Banks of templates get their usual ranks again, which an export had folded.
+    Banks of templates get their usual ranks again, and kernels their usual size, which an export had cut.
 
     Raises:
         ValueError: if the start is no graph hypernetwork, or has more mixed channels than ``mix``.
@@ -49,24 +49,24 @@ def sizes_from(start: WeightGenerator | None, noise: int, mix: int | None = None
     if mix is not None and mix < own["mix"]:
         raise ValueError(f"--mix {mix}: the start has {own['mix']} mixed channels; expected at least as many")
     sizes = {name: own[name] or usual for name, usual in SIZES.items()}
-    ranks = {name: max(sizes[name], SIZES[name]) for name in RANKS.values()}
-    return {**sizes, **ranks, "noise": noise, "mix": mix or own["mix"]}
+    cut = {name: max(sizes[name], SIZES[name]) for name in (*RANKS.values(), "kernel")}
+    return {**sizes, **cut, "noise": noise, "mix": mix or own["mix"]}
 
 
 @torch.no_grad()
 def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> None:
     """Give ``generator`` the weights of ``trained``, which may be smaller; both then make the same networks.
 
-    Parts that the start lacks keep their random weights, as do mixed channels that it lacks, which nothing
-    reads at first. Folded templates are unfolded. Decoder columns that read noise are drawn from
-    N(0, NOISE_START^2): two equal draws are a stationary point of the diversity loss, so the start must be
-    loud enough to leave it.
+    Parts that the start lacks keep their random weights, as do kernel positions that it lacks and mixed
+    channels, which nothing reads at first. Folded templates are unfolded. Decoder columns that read noise are
+    drawn from N(0, NOISE_START^2): two equal draws are a stationary point of the diversity loss, so the start
+    must be loud enough to leave it.
 
     Raises:
         ValueError: if a tensor of the start has no place in the generator.
     """
     own, state = generator.state_dict(), dict(trained.state_dict())
-    _widen(state, own, trained.decoder.mix, generator.decoder.mix)
+    _widen(state, own, trained.card["sizes"], generator.card["sizes"])
     for part, bank in trained.decoder.banks.items():
         prefix = f"decoder.banks.{part}"
         if own[f"{prefix}.templates"].shape[0] > bank.templates.shape[0]:
@@ -91,11 +91,15 @@ def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> Non
             tensor.copy_(value)
 
 
-def _widen(state: dict[str, Tensor], own: Mapping[str, Tensor], mix: int, wider: int) -> None:
-    """Put the kernel positions of ``mix`` channels among those of ``wider``, the others random."""
+def _widen(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], old: Mapping[str, int], new: Mapping[str, int]
+) -> None:
+    """Put the start's kernel positions and mixed channels among those of the generator, the others random."""
+    places = centre(new["kernel"], old["kernel"])
     for name in ("decoder.positions.weight", "decoder.positions.bias"):
-        value = own[name].clone().view(-1, wider, *own[name].shape[1:])
-        value[:, :mix] = state[name].view(-1, mix, *state[name].shape[1:])
+        rest = own[name].shape[1:]
+        value = own[name].clone().view(-1, new["mix"], *rest)
+        value[places, : old["mix"]] = state[name].view(-1, old["mix"], *rest)
         state[name] = value.flatten(0, 1)
 
 
