@@ -79,13 +79,12 @@ def recipes(
     seed: int,
     amp: bool = False,
 ) -> list[dict[str, float]]:
-    """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up, He beside
-    it.
+    """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up.
 
-    The rate rises over ``warmup`` of the steps and falls linearly to zero at the end of the last epoch.
+    A scale of 0 stands for He's law. The rate rises over ``warmup`` of the steps and falls linearly to zero at the end of the last epoch.
     """
     rows = []
-    for lr, warmup, scale in product(rates, warmups, [0.0, *scales]):
+    for lr, warmup, scale in product(rates, warmups, scales):
         torch.manual_seed(seed)
         model = resnet20(len(train.classes))
         if scale:
@@ -119,7 +118,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--noise-scale", type=float, nargs="+", default=[1.0])
     parser.add_argument("--lr", type=float, nargs="+", default=[0.1])
-    parser.add_argument("--scale", type=float, nargs="+", default=[1.0])
+    parser.add_argument(
+        "--scale", type=float, nargs="+", default=[0.0, 1.0], help="of kernels; 0 for He's law (recipes)"
+    )
     parser.add_argument("--warmup", type=float, nargs="+", default=[0.0])
     parser.add_argument("--zoo", help="folder of stored ResNet-20s to compare with (memory)")
     parser.add_argument(
