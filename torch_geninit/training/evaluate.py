@@ -81,7 +81,8 @@ def recipes(
 ) -> list[dict[str, float]]:
     """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up.
 
-    A scale of 0 stands for He's law. The rate rises over ``warmup`` of the steps and falls linearly to zero at the end of the last epoch.
+    A scale of 0 stands for He's law. The rate rises over ``warmup`` of the steps and falls linearly to zero
+    at the end of the last epoch.
     """
     rows = []
     for lr, warmup, scale in product(rates, warmups, scales):

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,28 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def draw(found: Mapping[str, Any], path: str | Path) -> None:
+    """Draw validation accuracy by epoch from a :func:`summary`: mean and standard deviation over seeds."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (start, row) in enumerate(found.items()):
+        means, deviations = ([100 * value for value in part] for part in zip(*row["validation"], strict=True))
+        epochs = range(len(means))
+        label = f"{Path(start).stem}, lr {row['lr']:g}, {len(row['seeds'])} seeds"
+        axes.plot(epochs, means, color=f"C{index}", marker="o", markersize=3, label=label)
+        low, high = zip(*((m - d, m + d) for m, d in zip(means, deviations, strict=True)), strict=True)
+        axes.fill_between(epochs, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(str(path), dpi=110)
+
+
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation; of one value the latter is 0."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
@@ -217,6 +239,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--head", choices=("auto", "keep", "generate"), default="auto")
+    parser.add_argument("--picture", type=Path, help="file for the curves, mean and deviation over seeds")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--threads", type=int, help="torch threads")
 
@@ -245,4 +268,7 @@ def main(arguments: argparse.Namespace) -> None:
     ):
         records.append(record)
         print(json.dumps(record), flush=True)
-    print(json.dumps(summary(records)))
+    found = summary(records)
+    print(json.dumps(found))
+    if arguments.picture:
+        draw(found, arguments.picture)
