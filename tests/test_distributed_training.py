@@ -16,12 +16,13 @@ from torch_geninit.training.distributed import World
 
 SCRIPT = """
 import sys, torch
-from torch_geninit.training import ghn
+from torch_geninit.training import ghn, warm_start
 from torch_geninit.training.architectures import SpaceOptions
 
 torch.set_num_threads(1)
 data, folder = sys.argv[1:]
-ghn.SIZES.update(width=16, rounds=1, hidden=16, rank=8, linear_rank=4, depthwise_rank=4, channels=8, kernel=3)
+small = {"width": 16, "rounds": 1, "hidden": 16, "rank": 8, "linear_rank": 4, "depthwise_rank": 4}
+warm_start.SIZES.update(small, channels=8, kernel=3)
 ghn.check = lambda *_, **__: {}
 schedule = ghn.Schedule(((32, 1),), lr=1e-2, warmup=1, batch_size=8, networks=4)
 space = SpaceOptions({"plain": 1.0, "transformer": 1.0}, pool=4, most_macs=20_000_000)

@@ -16,7 +16,7 @@ from conftest import ghn_card
 from PIL import Image
 
 from torch_geninit.generators import file
-from torch_geninit.training import architectures, ghn
+from torch_geninit.training import architectures, ghn, warm_start
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, flip_and_crop, load, prepare
 from torch_geninit.training.families import Spec
@@ -147,7 +147,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "channels": 16,
         "kernel": 3,
     }
-    monkeypatch.setattr(ghn, "SIZES", {**ghn.SIZES, **sizes})
+    monkeypatch.setattr(warm_start, "SIZES", {**warm_start.SIZES, **sizes})
     monkeypatch.setattr(architectures, "sample", lambda *_: Spec("basic", (1, 1), (4, 8)))
     # The held-out network is not of interest here and costs the most.
     monkeypatch.setattr(ghn, "check", lambda *_, **__: {})
