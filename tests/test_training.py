@@ -11,6 +11,7 @@ from torch import nn
 
 pytest.importorskip("torchvision")
 pytest.importorskip("tqdm")
+pytest.importorskip("torchmetrics")
 
 from conftest import ghn_card
 from PIL import Image

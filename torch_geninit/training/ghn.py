@@ -248,7 +248,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--diversity-on", default="logits", choices=("logits", "probabilities"), help="what the cosine is of"
     )
-    parser.add_argument("--shared-noise", action="store_true", help="the same noise for all nodes")
+    parser.add_argument(
+        "--shared-noise",
+        action="store_true",
+        help="the same noise for all nodes, in training and its checks; noise_ghn_ draws for each",
+    )
     parser.add_argument(
         "--decay", type=float, default=0.0, help="pull of biases to 0 and normalisations' gains to 1"
     )
