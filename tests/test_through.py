@@ -27,17 +27,21 @@ def generator() -> GraphHyperNetwork:
     return GraphHyperNetwork(ghn_card(noise=0))
 
 
-def test_the_distance_counts_gains_from_one_and_other_vectors_from_zero(network: Sample) -> None:
+def test_the_distance_counts_gains_from_one_and_other_vectors_and_the_classifier_from_zero(
+    network: Sample,
+) -> None:
     model = network.spec.build(10)
     parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
     for name, p in parameters.items():
         if p.ndim == 1:
             p.fill_(1.0 if name.endswith("1.weight") else 0.0)  # every block is convolution, norm, activation
+    parameters["head.weight"].zero_()
     assert distance_from_standard(parameters, network) == 0
     parameters["stages.0.0.1.weight"][3] = 3.0
     parameters["head.bias"][0] = -2.0
+    parameters["head.weight"][2, 5] = 3.0
     parameters["stages.0.0.0.weight"].mul_(100)
-    assert distance_from_standard(parameters, network) == 4 + 4
+    assert distance_from_standard(parameters, network) == 4 + 4 + 9
 
 
 def test_the_loss_is_cross_entropy_and_decay(generator: GraphHyperNetwork, network: Sample) -> None:

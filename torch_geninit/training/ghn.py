@@ -254,7 +254,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the same noise for all nodes, in training and its checks; noise_ghn_ draws for each",
     )
     parser.add_argument(
-        "--decay", type=float, default=0.0, help="pull of biases to 0 and normalisations' gains to 1"
+        "--decay",
+        type=float,
+        default=0.0,
+        help="pull of biases and classifiers to 0 and normalisations' gains to 1",
     )
     parser.add_argument("--start", help="trained generator file to start from")
     parser.add_argument(

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.graph.landmarks import head_nodes
 from torch_geninit.training.architectures import Sample
 from torch_geninit.training.classifier import resize
 
@@ -69,7 +70,17 @@ def logits_through(
 
 
 def distance_from_standard(parameters: Mapping[str, Tensor], network: Sample) -> Tensor:
-    """Return sum_v |v - v_0|^2 over the vectors; v_0 is 1 for what a normalisation multiplies by, else 0."""
+    """Return sum_v |v - v_0|^2 over vectors and classifiers; v_0 is 1 for what a normalisation multiplies by, else 0.
+
+    Of the matrices only the last before the output counts: a large one sends large gradients into all others.
+    """
+    heads = head_nodes(network.architecture)
+    classifiers = {
+        use.name
+        for index in heads
+        for use in network.architecture.nodes[index].parameters
+        if use.role == "weight"
+    }
     gains = {
         use.name
         for node in network.architecture.nodes
@@ -78,7 +89,9 @@ def distance_from_standard(parameters: Mapping[str, Tensor], network: Sample) ->
         if use.role == "weight"
     }
     squares = [
-        (p.float() - float(name in gains)).square().sum() for name, p in parameters.items() if p.ndim == 1
+        (p.float() - float(name in gains)).square().sum()
+        for name, p in parameters.items()
+        if p.ndim == 1 or name in classifiers
     ]
     return torch.stack(squares).sum() if squares else torch.zeros(())
 
@@ -121,7 +134,8 @@ class Objective(nn.Module):
 
     on the flattened logits of the same images (paper, section on noise GHN), or as :class:`Diversity` says.
     ``decay`` times :func:`distance_from_standard` is added: a large constant in front of a matrix changes
-    nothing that the loss sees, but SGD on that matrix then diverges at ordinary rates.
+    nothing that the loss sees, but SGD on that matrix then diverges at ordinary rates, and a large
+    classifier does the same to all before it.
     """
 
     def __init__(
