@@ -51,8 +51,10 @@ def test_a_comparison_that_goes_on_trains_nothing_twice(
         return list(starts.compare(["he"], [0.01, 0.1], [4, 5], course, (enough,) * 3, tmp_path))
 
     first = run()
-    best = starts.best_rate(first[:2])
+    best = max(first[:2], key=lambda record: record["validation"][-1])["lr"]
     assert [(record["lr"], record["seed"]) for record in first] == [(0.01, 4), (0.1, 4), (best, 5)]
+    # The test images are read at the chosen rate only.
+    assert ["test" in record for record in first] == [best == 0.01, best == 0.1, True]
     assert all(len(record["validation"]) == 2 for record in first)  # before, and after the epoch
     weights = load_file(tmp_path / "he" / f"lr{best:g}-seed5.safetensors")
     assert weights.keys() == resnet20(10).state_dict().keys()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import warnings
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from torch_geninit.training.data import Split, load
 from torch_geninit.training.expectation import name_of
 from torch_geninit.training.families import Spec
 from torch_geninit.training.networks import he_
+from torch_geninit.training.pairs import Lead, best_rate
 from torch_geninit.training.run import Run
 from torch_geninit.training.unseen import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
 
@@ -71,7 +71,7 @@ def compare(
                 lr: accuracy_after_an_epoch(built(start, 0), lr, 0, train, validation, amp=amp)
                 for lr in rates
             }
-            best = max(first, key=lambda lr: first[lr])
+            best = best_rate(first)
             others = [
                 accuracy_after_an_epoch(built(start, seed), best, seed, train, validation, amp=amp)
                 for seed in range(1, seeds)
@@ -80,28 +80,20 @@ def compare(
     return record
 
 
-def lead(record: dict[str, Any]) -> tuple[float, float] | None:
-    """Return the mean lead over He and its standard error over paired seeds; None where there is none."""
-    if "ghn" not in record:
-        return None
-    leads = [g - h for g, h in zip(record["ghn"]["accuracy"], record["he"]["accuracy"], strict=True)]
-    error = statistics.stdev(leads) / len(leads) ** 0.5 if len(leads) > 1 else math.inf
-    return statistics.mean(leads), error
+def lead(record: dict[str, Any]) -> Lead | None:
+    """Return the lead over He of one network; None where nothing was generated."""
+    return Lead.of(record["ghn"]["accuracy"], record["he"]["accuracy"]) if "ghn" in record else None
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Count networks generated, ahead of He, and significantly worse (one-sided t test, 5 %)."""
-    from scipy.stats import t
-
     leads = {record["network"]: found for record in records if (found := lead(record)) is not None}
-    pairs = max((len(record["he"]["accuracy"]) for record in records), default=0)
-    bound = float(t.ppf(0.95, pairs - 1)) if pairs > 1 else math.inf
     return {
         "networks": len(records),
         "generated": len(leads),
-        "ahead": sum(mean > 0 for mean, _ in leads.values()),
-        "mean_lead": statistics.mean(mean for mean, _ in leads.values()) if leads else 0.0,
-        "significantly_worse": [name for name, (mean, error) in leads.items() if mean < -bound * error],
+        "ahead": sum(found.mean > 0 for found in leads.values()),
+        "mean_lead": statistics.mean(found.mean for found in leads.values()) if leads else 0.0,
+        "significantly_worse": [name for name, found in leads.items() if found.surely_behind()],
     }
 
 

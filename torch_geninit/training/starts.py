@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import torch_geninit as geninit
@@ -22,6 +21,7 @@ from torch_geninit.initializers import Head
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import ResNet, he_, xavier_
+from torch_geninit.training.pairs import Lead, best_rate
 from torch_geninit.training.run import Run
 
 LAWS = {"he": he_, "xavier": xavier_}
@@ -76,15 +76,14 @@ def train_from(
     course: Course,
     train: Split,
     validation: Split,
-    test: Split,
     folder: Path,
 ) -> dict[str, Any]:
     """Train one network; return its record, and keep it and its weights in ``folder``.
 
     Record and weights are ``lr<lr>-seed<seed>.json`` and ``.safetensors``; where they exist nothing is
     trained, so an interrupted comparison goes on, and several processes may share the folder. ``validation``
-    has the accuracy before training and after every epoch, ``test`` that at the end. The seed decides He's
-    draw and the order of the images.
+    has the accuracy before training and after every epoch. The seed decides He's draw and the order of the
+    images.
     """
     stem = folder / f"lr{lr:g}-seed{seed}"
     record_file = stem.with_name(f"{stem.name}.json")
@@ -121,7 +120,6 @@ def train_from(
         "lr": lr,
         "seed": seed,
         "validation": [line["validation"] for line in lines],
-        "test": score(model, test).accuracy,
         "seconds": round(run.seconds),
     }
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, f"{stem}.safetensors")
@@ -130,9 +128,15 @@ def train_from(
     return record
 
 
-def best_rate(records: Sequence[dict[str, Any]]) -> float:
-    """Return the rate that ends highest on validation images."""
-    return float(max(records, key=lambda record: record["validation"][-1])["lr"])
+def tested(record: dict[str, Any], course: Course, test: Split, folder: Path) -> dict[str, Any]:
+    """Return a record of :func:`train_from` with ``test``, the accuracy of the weights kept in ``folder``."""
+    stem = folder / f"lr{record['lr']:g}-seed{record['seed']}"
+    if "test" not in record:
+        model = ResNet(course.blocks, num_classes=len(test.classes))
+        model.load_state_dict(load_file(f"{stem}.safetensors"))
+        record = {**record, "test": score(model, test).accuracy}
+        stem.with_name(f"{stem.name}.json").write_text(json.dumps(record))
+    return record
 
 
 def compare(
@@ -143,14 +147,20 @@ def compare(
     splits: tuple[Split, Split, Split],
     folder: Path,
 ) -> Iterator[dict[str, Any]]:
-    """Train every start: all rates with the first seed, the others at the best rate; yield the records."""
+    """Train every start: all rates with the first seed, the others at the best rate; yield the records.
+
+    ``splits`` are for training, for the choice of the rate and, at that rate alone, for the test.
+    """
+    train, validation, test = splits
     for start in starts:
         own = folder / Path(start).stem
         own.mkdir(parents=True, exist_ok=True)
-        first = [train_from(start, lr, seeds[0], course, *splits, own) for lr in rates]
-        yield from first
+        first = {lr: train_from(start, lr, seeds[0], course, train, validation, own) for lr in rates}
+        best = best_rate({lr: record["validation"][-1] for lr, record in first.items()})
+        for lr, record in first.items():
+            yield tested(record, course, test, own) if lr == best else record
         for seed in seeds[1:]:
-            yield train_from(start, best_rate(first), seed, course, *splits, own)
+            yield tested(train_from(start, best, seed, course, train, validation, own), course, test, own)
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -161,14 +171,16 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for start in dict.fromkeys(record["start"] for record in records):
         own = [record for record in records if record["start"] == start]
-        first = own[0]["seed"]
-        lr = best_rate([record for record in own if record["seed"] == first])
-        found[start] = {record["seed"]: record for record in own if record["lr"] == lr}
+        first = {r["lr"]: r["validation"][-1] for r in own if r["seed"] == own[0]["seed"]}
+        best = best_rate(first)
+        found[start] = {record["seed"]: record for record in own if record["lr"] == best}
     reference = next(iter(found.values()))
     result = {}
     for start, own in found.items():
         shared = sorted(own.keys() & reference.keys())
-        pairs = [(own[seed], reference[seed]) for seed in shared]
+        mine, others = ([by_seed[seed] for seed in shared] for by_seed in (own, reference))
+        epochs = zip(*(r["validation"] for r in mine), strict=True)
+        other_epochs = zip(*(r["validation"] for r in others), strict=True)
         result[start] = {
             "lr": next(iter(own.values()))["lr"],
             "seeds": sorted(own),
@@ -176,13 +188,8 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 mean_and_deviation(v) for v in zip(*(r["validation"] for r in own.values()), strict=True)
             ],
             "test": mean_and_deviation([record["test"] for record in own.values()]),
-            "lead": [
-                mean_and_interval([a - b for a, b in epoch])
-                for epoch in zip(
-                    *(zip(a["validation"], b["validation"], strict=True) for a, b in pairs), strict=True
-                )
-            ],
-            "test_lead": mean_and_interval([a["test"] - b["test"] for a, b in pairs]),
+            "lead": [_interval(Lead.of(a, b)) for a, b in zip(epochs, other_epochs, strict=True)],
+            "test_lead": _interval(Lead.of([r["test"] for r in mine], [r["test"] for r in others])),
         }
     return result
 
@@ -214,14 +221,8 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and half width of its 95 % interval, infinite for one value."""
-    from scipy.stats import t
-
-    mean, deviation = mean_and_deviation(values)
-    if len(values) < 2:
-        return mean, math.inf
-    return mean, float(t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
+def _interval(lead: Lead) -> tuple[float, float]:
+    return lead.mean, lead.half_width()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

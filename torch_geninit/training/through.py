@@ -70,7 +70,7 @@ def logits_through(
 
 
 def distance_from_standard(parameters: Mapping[str, Tensor], network: Sample) -> Tensor:
-    """Return sum_v |v - v_0|^2 over vectors and classifiers; v_0 is 1 for what a normalisation multiplies by, else 0.
+    """Return sum_v |v - v_0|^2 over vectors and the classifier; v_0 is 1 for a normalisation's gains, else 0.
 
     Of the matrices only the last before the output counts: a large one sends large gradients into all others.
     """
