@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geninit.generators.features import NodeFeatures, node_features, node_positions
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.trace import trace
-from torch_geninit.training.blocks import Style
+from torch_geninit.training.blocks import Activation, Norm, Style
 from torch_geninit.training.families import OVER_TOKENS, Positions, Spec
 
 WEIGHTS: Mapping[str, float] = {
@@ -29,6 +29,9 @@ WEIGHTS: Mapping[str, float] = {
     "transformer": 3,
 }
 """How often each family is drawn, relatively."""
+
+NORMS: tuple[Norm, ...] = ("batch", "group", "layer", "none")
+ACTIVATIONS: tuple[Activation, ...] = ("relu", "gelu", "silu", "leaky_relu", "hardswish")
 
 CLASSICAL = "resnet"
 """Draws the ResNets of He et al. 2016, section 4.2, alone: usual, and rare among random networks."""
@@ -84,10 +87,10 @@ def _staged(r: random.Random, family: str) -> Spec:
     base = r.choice((32, 48, 64) if wide else (16, 16, 24, 32)) if usual else r.choice((8, 16, 24, 32, 64))
     growth = 2.0 if usual else r.choice((1.0, 1.5, 2.0))
     widths = tuple(min(256, int(base * growth**stage) // 8 * 8) for stage in range(stages))
-    norm = "batch" if usual or r.random() < 0.4 else r.choice(("batch", "group", "layer", "none"))
+    norm: Norm = "batch" if usual or r.random() < 0.4 else r.choice(NORMS)
     if family == "convnext" and usual:
         norm = "layer"
-    activation = "relu" if usual else r.choice(("relu", "gelu", "silu", "leaky_relu", "hardswish"))
+    activation: Activation = "relu" if usual else r.choice(ACTIVATIONS)
     large = family in ("inverted", "convnext", "inception")
     kernel = (7 if family == "convnext" else 3) if usual else r.choice((3, 5, 7) if large else (3, 3, 5))
     if family == "plain" and not usual:

@@ -253,15 +253,15 @@ class Inception(nn.Module):
         super().__init__()
         part = out_channels // 4
         k = style.kernel
-        strip = {"bias": style.norm == "none"}
+        biased = style.norm == "none"
         self.branches = nn.ModuleList(
             [
                 style.conv_norm(in_channels, out_channels - 3 * part, 1, stride),
                 nn.Sequential(style.conv_norm(in_channels, part, 1), style.conv_norm(part, part, k, stride)),
                 nn.Sequential(
                     style.conv_norm(in_channels, part, 1, stride),
-                    nn.Conv2d(part, part, (1, k), padding=(0, k // 2), **strip),
-                    nn.Conv2d(part, part, (k, 1), padding=(k // 2, 0), **strip),
+                    nn.Conv2d(part, part, (1, k), padding=(0, k // 2), bias=biased),
+                    nn.Conv2d(part, part, (k, 1), padding=(k // 2, 0), bias=biased),
                     style.normalise(part),
                     style.activate(),
                 ),

@@ -15,10 +15,11 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ class Row:
         return self.matrices / self.all_matrices if self.all_matrices else 1.0
 
 
+def _from_config(kind: Any, options: Mapping[str, Any]) -> nn.Module:
+    """Build a model of transformers from options of its configuration, with random weights."""
+    built: nn.Module = kind(kind.config_class(**options))
+    return built
+
+
 def subjects(suite: str) -> Iterator[Subject]:
     """List the models of a suite; building them is left to whoever asks.
 
@@ -108,23 +115,24 @@ def subjects(suite: str) -> Iterator[Subject]:
                     if name in data.TORCHVISION_INPUTS
                     else facts.get("inputs")
                 )
-                inputs = None if sizes is None else tuple(map(tensor, sizes))
+                inputs: Any = None if sizes is None else tuple(map(tensor, sizes))
                 if "list" in facts:
                     inputs = ([tensor(size) for size in facts["list"]],)
 
                 def build(name: str = name, options: dict[str, Any] = options) -> nn.Module:
-                    return models.get_model(name, weights=None, **options)
+                    built: nn.Module = models.get_model(name, weights=None, **options)
+                    return built
 
                 yield Subject(name, f"torchvision {family}", build, inputs)
     elif suite == "timm":
         for name in data.TIMM:
-            yield Subject(name, suite, lambda name=name: library.create_model(name, num_classes=10))
+            yield Subject(name, suite, partial(library.create_model, name, num_classes=10))
     elif suite == "transformers":
         library.logging.set_verbosity_error()
         for name, (options, sizes) in data.TRANSFORMERS.items():
             kind = getattr(library, name)
             inputs = sizes and {key: tensor(size) for key, size in sizes.items()}
-            yield Subject(name, suite, lambda k=kind, o=options: k(k.config_class(**o)), inputs)
+            yield Subject(name, suite, partial(_from_config, kind, options), inputs)
     else:
         raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class PaperEncoder(Encoder):
 
     def __init__(self, kernel_size: Sequence[int], latent: int, hidden: int) -> None:
         nn.Module.__init__(self)
-        size = tuple(kernel_size)
+        size: Any = tuple(kernel_size)  # any number of extents
         self.layers = nn.Sequential(
             nn.Unflatten(1, (1, *size)),
             nn.Conv2d(1, hidden, size, padding="same"),

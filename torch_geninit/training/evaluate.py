@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_geninit as geninit
+from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.training.classifier import Phase, Recipe, logits_of, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import he_, resnet20
@@ -90,7 +91,8 @@ def recipes(
         model = resnet20(len(train.classes))
         if scale:
             generator = geninit.load(pretrained)
-            generator.kernel_scale = scale
+            if isinstance(generator, GraphHyperNetwork):
+                generator.kernel_scale = scale
             geninit.ghn_(model, pretrained=generator, strict=True)
         else:
             he_(model)

@@ -16,6 +16,7 @@ import torch
 from torch_geninit import manifest
 from torch_geninit.generators import file
 from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.card import FORMAT_VERSION
 from torch_geninit.generators.ghn import GraphHyperNetwork, kind
 from torch_geninit.generators.trust import profile, summarise
 from torch_geninit.generators.vae import SliceVAEs
@@ -126,7 +127,7 @@ def from_run(
     images = load(data, "train")
     size = list(images.images.shape[1:])
     shared = {
-        "format_version": file.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "vocabulary": {"version": vocabulary.VERSION, "graphs": reference_graphs(len(images.classes), size)},
         "input": {"size": size, "mean": list(images.mean), "std": list(images.std)},
         "classes": list(images.classes),
@@ -205,7 +206,7 @@ def measured_numbers(paths: Iterable[str | Path], run: Path | None = None) -> di
             record["layer"]: {key: value for key, value in record.items() if key != "layer"}
             for record in records
         }
-    return _rounded(numbers)  # type: ignore[no-any-return]
+    return _rounded(numbers)
 
 
 def _rounded(value: Any) -> Any:

@@ -132,7 +132,8 @@ class StagedNetwork(nn.Module):
 
     @staticmethod
     def _stage(spec: Spec, index: int, count: int, channels: int, width: int) -> tuple[list[nn.Module], int]:
-        style, layers = spec.style, []
+        style = spec.style
+        layers: list[nn.Module] = []
         block = STAGED[spec.family]
         if spec.family == "dense":
             growth = max(8, spec.widths[0] // 2)

@@ -72,7 +72,8 @@ class Average:
     def update(self, generator: GraphHyperNetwork, step: int) -> None:
         # A short memory at first, or the random start would weigh in for a thousand steps.
         decay = min(self.decay, (step + 1) / (step + 10))
-        mine, other = list(self.generator.parameters()), list(generator.parameters())
+        mine: list[Tensor] = list(self.generator.parameters())
+        other: list[Tensor] = list(generator.parameters())
         torch._foreach_lerp_(mine, other, 1 - decay)
 
 
@@ -113,14 +114,10 @@ def train_ghn(
     train, validation = load(data, "train"), load(data, "validation")
     calibration = train.spread(2000)
     trained = None if start is None else file.read(start)
-    card = {
-        "sizes": sizes_from(trained, noise, mix),
-        "classes": list(train.classes),
-        "trained": {},
-    }
+    sizes, classes = sizes_from(trained, noise, mix), list(train.classes)
     torch.manual_seed(seed)
-    generator = GraphHyperNetwork(card)
-    if trained is not None:
+    generator = GraphHyperNetwork({"sizes": sizes, "classes": classes, "trained": {}})
+    if isinstance(trained, GraphHyperNetwork):
         warm_start_(generator, trained)
     generator.to(device)
     average = Average(generator)
@@ -199,7 +196,7 @@ def train_ghn(
                     "average": average.generator.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
-                    "card": {"sizes": dict(card["sizes"]), "classes": card["classes"]},
+                    "card": {"sizes": sizes, "classes": classes},
                     "space": {**asdict(space), "seed": seed},
                 }
             )

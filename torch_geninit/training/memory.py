@@ -21,7 +21,7 @@ import torch_geninit as geninit
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.classifier import logits_of
 from torch_geninit.training.data import Split
-from torch_geninit.training.networks import resnet20
+from torch_geninit.training.networks import ResNet, resnet20
 from torch_geninit.training.slices import zoo_networks
 
 NOISE = (0.05, 0.1, 0.2, 0.4)
@@ -35,17 +35,17 @@ def kernels(model: nn.Module) -> list[Tensor]:
 
 def weight_distance(a: nn.Module, b: nn.Module) -> float:
     """Return the mean over layers of |w_a - w_b|, weights normalised; unrelated ones are at sqrt(2)."""
-    return statistics.mean((x - y).norm().item() for x, y in zip(kernels(a), kernels(b), strict=True))
+    return statistics.mean(float((x - y).norm()) for x, y in zip(kernels(a), kernels(b), strict=True))
 
 
 def error_overlap(a: Tensor, b: Tensor, labels: Tensor) -> float:
     """Return the intersection over union of the images that logits ``a`` and ``b`` get wrong."""
     wrong_a, wrong_b = a.argmax(1) != labels, b.argmax(1) != labels
     union = (wrong_a | wrong_b).sum().item()
-    return (wrong_a & wrong_b).sum().item() / union if union else 1.0
+    return float((wrong_a & wrong_b).sum()) / union if union else 1.0
 
 
-def stored_networks(zoo: str | Path, classes: int) -> list[nn.Module]:
+def stored_networks(zoo: str | Path, classes: int) -> list[ResNet]:
     """Load the ResNet-20s of a zoo."""
     models = []
     for name in zoo_networks(Path(zoo)):
@@ -56,28 +56,28 @@ def stored_networks(zoo: str | Path, classes: int) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def with_noise(model: nn.Module, share: float, seed: int) -> nn.Module:
+def with_noise(model: ResNet, share: float, seed: int) -> ResNet:
     """Return a copy whose kernels have noise of ``share`` of their own standard deviation added."""
-    noisy = resnet20(model.fc.out_features)  # type: ignore[attr-defined]
+    noisy = resnet20(model.fc.out_features)
     noisy.load_state_dict(model.state_dict())
     for name, parameter in noisy.named_parameters():
         if parameter.ndim > 1:
             drawn = torch.randn(parameter.shape, generator=noise_stream(seed, name))
-            parameter += share * parameter.std() * drawn
+            parameter.add_(share * parameter.std() * drawn)
     return noisy
 
 
 @torch.no_grad()
-def averaged(models: Sequence[nn.Module]) -> nn.Module:
+def averaged(models: Sequence[ResNet]) -> ResNet:
     """Return the network whose parameters are the means of those of ``models``."""
-    mean = resnet20(models[0].fc.out_features)  # type: ignore[attr-defined]
+    mean = resnet20(models[0].fc.out_features)
     for name, parameter in mean.named_parameters():
         parameter.copy_(torch.stack([model.get_parameter(name) for model in models]).mean(0))
     return mean
 
 
 @torch.no_grad()
-def cropped_and_tiled(source: Mapping[str, Tensor], classes: int) -> nn.Module:
+def cropped_and_tiled(source: Mapping[str, Tensor], classes: int) -> ResNet:
     """Return ResNet-20 with the tensors of a trained ResNet, "weight selection" (Xu et al. 2024).
 
     A tensor too large is cropped, one too small repeated, in every dimension; where the source has fewer
@@ -117,14 +117,15 @@ def compare(
     """
     stored = stored_networks(zoo, len(train.classes))
     stored_logits = [logits_of(model, measured) for model in stored]
-    made: dict[str, list[nn.Module]] = {"average of the stored": [averaged(stored)]}
+    made: dict[str, Sequence[nn.Module]] = {"average of the stored": [averaged(stored)]}
     for share in NOISE:
         noisy = [with_noise(stored[0], share, seed) for seed in range(members)]
         made[f"a stored one with noise of {share:g} of its spread"] = noisy
     classes = len(train.classes)
     for source in sources:
-        model = cropped_and_tiled(load_file(str(source)), classes)
-        made[f"weights selected from {Path(source).stem}"] = [model]
+        made[f"weights selected from {Path(source).stem}"] = [
+            cropped_and_tiled(load_file(str(source)), classes)
+        ]
     made["ghn_"] = [geninit.ghn_(resnet20(classes), pretrained=ghn, strict=True)]
     made["noise_ghn_"] = [
         geninit.noise_ghn_(resnet20(classes), seed, pretrained=noise_ghn, strict=True)

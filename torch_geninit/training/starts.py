@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import torch_geninit as geninit
+from torch_geninit.coverage import Head
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.vae import SliceVAEs
-from torch_geninit.initializers import Head
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import ResNet, he_, xavier_
@@ -170,10 +170,10 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for start in dict.fromkeys(record["start"] for record in records):
-        own = [record for record in records if record["start"] == start]
-        first = {r["lr"]: r["validation"][-1] for r in own if r["seed"] == own[0]["seed"]}
+        trained = [record for record in records if record["start"] == start]
+        first = {r["lr"]: r["validation"][-1] for r in trained if r["seed"] == trained[0]["seed"]}
         best = best_rate(first)
-        found[start] = {record["seed"]: record for record in own if record["lr"] == best}
+        found[start] = {record["seed"]: record for record in trained if record["lr"] == best}
     reference = next(iter(found.values()))
     result = {}
     for start, own in found.items():

@@ -13,9 +13,10 @@ from torch import nn
 import torch_geninit as geninit
 from torch_geninit.initializers import Pretrained
 from torch_geninit.training.architectures import WEIGHTS, Space, multiplications, sample_unseen
+from torch_geninit.training.blocks import Style
 from torch_geninit.training.classifier import score
 from torch_geninit.training.data import Split
-from torch_geninit.training.families import Spec, Style
+from torch_geninit.training.families import Spec
 from torch_geninit.training.networks import ResNet, resnet20
 
 MOST_MACS = 200_000_000
@@ -28,7 +29,7 @@ def resnet50_for_small_images(classes: int) -> nn.Module:
     """Build torchvision's ResNet-50 with a 3x3 stem of stride 1 and no pooling behind it."""
     from torchvision.models import resnet50
 
-    model = resnet50(num_classes=classes)
+    model: nn.Module = resnet50(num_classes=classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model

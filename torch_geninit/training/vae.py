@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_geninit.generators.slice_decoders import SliceDecoder
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.training.encoders import Encoder, PaperEncoder, evidence
 from torch_geninit.training.run import Run
@@ -58,7 +59,8 @@ def epochs_for(slices: int, fewest: int, most: int, epochs: tuple[int, int]) -> 
     if most == fewest:
         return epochs[0]
     share = math.log(slices / fewest) / math.log(most / fewest)
-    return max(1, round(epochs[0] * (epochs[1] / epochs[0]) ** share))
+    factor: float = (epochs[1] / epochs[0]) ** share
+    return max(1, round(epochs[0] * factor))
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,12 @@ def load_vaes(folder: str | Path) -> TrainedVAEs:
 
 def _train_layer(trained: TrainedVAEs, index: int, raw: Tensor, epochs: int, run: Run, progress: Any) -> None:
     recipe = trained.recipe
-    decoder, encoder = trained.generator.decoders[index], trained.encoders[index]
+    decoder, encoder = trained.generator.decoder(index), trained.encoders[index]
     for module in [*decoder.modules(), *encoder.modules()]:
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
     x = raw
-    if recipe.standardise:
+    if isinstance(decoder, SliceDecoder) and recipe.standardise:
         decoder.mean.copy_(raw.mean(0))
         decoder.std.copy_(raw.std(0))
         x = (raw - decoder.mean) / decoder.std

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.decoder import TemplateBank
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.graph.vocabulary import PRIMITIVES
@@ -67,7 +69,8 @@ def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> Non
     """
     own, state = generator.state_dict(), dict(trained.state_dict())
     _widen(state, own, trained.card["sizes"], generator.card["sizes"])
-    for part, bank in trained.decoder.banks.items():
+    banks = cast("dict[str, TemplateBank]", dict(trained.decoder.banks.items()))
+    for part, bank in banks.items():
         prefix = f"decoder.banks.{part}"
         if own[f"{prefix}.templates"].shape[0] > bank.templates.shape[0]:
             made = unfold(bank, own[f"{prefix}.templates"].shape[0], noise_stream(0, prefix))
