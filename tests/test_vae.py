@@ -31,8 +31,9 @@ reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
 
 
-def record(name="conv", kernel_size=(3, 3), fan_in=36, depth=0.5, std=0.5):
-    return {"name": name, "kernel_size": list(kernel_size), "fan_in": fan_in, "depth": depth, "std": std}
+def record(name="conv", kernel_size=(3, 3), fan_in=36, depth=0.5, std=0.5, inputs=1):
+    sizes = {"kernel_size": list(kernel_size), "fan_in": fan_in, "inputs": inputs}
+    return {"name": name, "depth": depth, "std": std, **sizes}
 
 
 def random_vaes(*layers, decoder="slice", latent=3, hidden=5, seed=0, **card):
@@ -85,14 +86,14 @@ def test_paper_decoder_equals_the_slow_twin_and_samples_its_mean():
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("decoder", ["slice", "paper"])
+@pytest.mark.parametrize(("decoder", "inputs"), [("slice", 1), ("paper", 1), ("slice", 5)])
 @pytest.mark.parametrize("chunk", [7, 24, 8192])
-def test_any_part_of_a_weight_is_drawn_as_the_whole_is(decoder, chunk, monkeypatch):
+def test_any_part_of_a_weight_is_drawn_as_the_whole_is(decoder, inputs, chunk, monkeypatch):
     """Rows, columns, other layouts and dtypes: the same values, wherever the chunks end."""
     monkeypatch.setattr(vae, "CHUNK", chunk)
-    generator = random_vaes(decoder=decoder)
-    draws = SliceDraws(generator.decoder(0), (12, 5, 3, 3), 0.5, 3, "w", 1.0)
-    whole = generator.draw(0, 60, noise_stream(3, "w"), 0.5).view(12, 5, 3, 3)
+    generator = random_vaes(record(inputs=inputs), decoder=decoder)
+    draws = SliceDraws(generator.decoder(0), (12, 5, 3, 3), 0.5, 3, "w", 1.0, inputs)
+    whole = generator.draw(0, 60 // inputs, noise_stream(3, "w"), 0.5).view(12, 5, 3, 3)
     assert torch.equal(draws.expand(), whole)
     for start, stop in [(0, 1), (3, 9), (11, 12)]:
         part = torch.empty(stop - start, 5, 3, 3)
@@ -213,6 +214,25 @@ def test_nearest_depth_of_the_same_kernel_size_serves():
     assert generator.choose((1, 1), 0.9) is None
 
 
+def test_whole_filters_serve_first_convolutions_of_as_many_inputs():
+    generator = random_vaes(record("slices", depth=0.0), record("filters", depth=0.0, inputs=3))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 3), nn.Conv2d(3, 8, 3))
+    plan = plan_layers(model, generator, "test")
+    weights = generator.predict(plan, seed=0)
+    assert [weights[f"{i}.weight"].inputs for i in range(3)] == [3, 1, 1]
+    # One draw of 27 values a filter: the values of the VAE itself, at the new layer's scale.
+    filters = generator.draw(1, 8, noise_stream(0, "0.weight"), gain=math.sqrt(36 / 27))
+    torch.testing.assert_close(weights["0.weight"].expand(), filters.view(8, 3, 3, 3))
+    grey = plan_layers(nn.Conv2d(1, 8, 3), generator, "test")
+    assert generator.predict(grey, seed=0)["weight"].inputs == 1
+
+
+def test_whole_filters_alone_serve_nothing_else():
+    generator = random_vaes(record(inputs=3), record(kernel_size=(5, 5)))
+    plan = plan_layers(nn.Conv2d(4, 4, 3), generator, "test")
+    assert plan.entries[0].reason == "no VAE for kernel size 3x3, trained on 5x5"
+
+
 def test_every_convolution_of_resnet20_gets_its_own_vae(tmp_path):
     model = resnet20()
     make_zoo(tmp_path, 2)
@@ -257,6 +277,8 @@ def test_what_no_vae_makes_is_refused_with_a_reason():
         ({"layers": [record(fan_in=0)]}, "fan_in"),
         ({"layers": [record(std=0.0)]}, "std"),
         ({"layers": [record(kernel_size=(3, -3))]}, "kernel_size"),
+        ({"layers": [record(inputs=0)]}, "inputs"),
+        ({"layers": [record(inputs=3)], "decoder": "paper"}, "inputs 1"),
     ],
 )
 def test_a_card_with_impossible_sizes_is_refused(change, message):
@@ -337,6 +359,36 @@ def test_trained_vaes_reproduce_scale_correlation_and_tails(tmp_path):
     table = markdown_table(list(records.values()))
     assert table.count("\n") == 2 + 19 + 1
     assert "| layer3.2.conv2 |" in table
+
+
+def test_whole_filters_of_the_first_layer_keep_what_their_inputs_have_in_common(tmp_path):
+    """Every filter of this zoo is nearly the same slice for all three colours."""
+    stream = torch.Generator().manual_seed(0)
+    make_zoo(tmp_path, 5)
+    for path in tmp_path.glob("*.safetensors"):
+        state = load_file(path)
+        one = 0.1 * torch.randn(16, 1, 3, 3, generator=stream)
+        state["conv1.weight"] = (one + 0.03 * torch.randn(16, 3, 3, 3, generator=stream)).contiguous()
+        save_file(state, path)
+    recipe = replace(QUICK, hidden=16, epochs=(60, 1), batch_size=32, whole_first=True)
+    trained = training.train_vaes(tmp_path, tmp_path / "run", recipe=recipe)
+    assert [layer.inputs for layer in trained.generator.layers] == [3] + [1] * 18
+    correlation = trained.generator.draw(0, 20_000, noise_stream(0, "x")).T.corrcoef()
+    # The true one is 1 / (1 + 0.3^2).
+    assert all(correlation[i, i + 9] > 0.8 for i in range(9))
+    assert correlation[0, 10].abs() < 0.3
+    weight = drawn(trained.generator, resnet20())["conv1.weight"]
+    assert torch.corrcoef(weight.transpose(0, 1).flatten(1))[0, 1] > 0.6
+    first = evaluate_vaes(tmp_path, trained)[0]
+    assert (first["train_slices"], first["held_out_slices"]) == (4 * 16, 16)
+
+
+def test_filters_are_learned_with_their_mirror_images(tmp_path):
+    make_zoo(tmp_path, 2)
+    whole, slices = (read_slices(tmp_path, ("0", "1"), whole_first=w)[0] for w in (True, False))
+    weight = load_file(tmp_path / "1.safetensors")["conv1.weight"]
+    assert torch.equal(whole.training[:32], whole.all) and torch.equal(slices.training, slices.all)
+    assert torch.equal(whole.training[32 + 16 + 4].view(3, 3, 3), weight[4].flip(-1))
 
 
 def test_evidence_is_a_bound_of_the_exact_density():

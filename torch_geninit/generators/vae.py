@@ -33,6 +33,7 @@ class TrainedLayer:
         fan_in: inputs of one of its filters.
         depth: relative position among the convolutions of that network, 0 is the first, 1 the last.
         std: root mean square of its trained weights; a record without it means He's law.
+        inputs: input channels that one draw covers: 1 for a slice, all of the layer's for a whole filter.
     """
 
     name: str
@@ -40,6 +41,12 @@ class TrainedLayer:
     fan_in: int
     depth: float
     std: float
+    inputs: int = 1
+
+    @property
+    def positions(self) -> int:
+        """Values of one draw."""
+        return self.inputs * math.prod(self.kernel_size)
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,12 @@ class SliceDraws(Compact):
     """A convolution's weights as slices still to be drawn: nothing is stored but who draws them.
 
     Attributes:
-        decoder: law of a slice.
+        decoder: law of a slice, or of a whole filter.
         shape: of the weight; slices (o, i) follow each other row by row.
         gain: factor on all values.
         seed, name: of the noise stream.
         noise_scale: factor on all noise.
+        inputs: input channels that one draw covers.
     """
 
     decoder: SliceDecoder | PaperDecoder
@@ -60,6 +68,7 @@ class SliceDraws(Compact):
     seed: int
     name: str
     noise_scale: float
+    inputs: int = 1
 
     def finite(self) -> bool:
         return math.isfinite(self.bound())
@@ -70,11 +79,20 @@ class SliceDraws(Compact):
     def slices(self) -> SliceStream:
         """Return the slices, to be read from the first on."""
         stream = noise_stream(self.seed, self.name)
-        return SliceStream(self.decoder, math.prod(self.shape[:2]), stream, self.gain, self.noise_scale)
+        count = self.shape[0] * self._draws_a_row
+        return SliceStream(self.decoder, count, stream, self.gain, self.noise_scale)
+
+    @property
+    def _draws_a_row(self) -> int:
+        return self.shape[1] // self.inputs
+
+    @property
+    def _draw_shape(self) -> Shape:
+        return (self.inputs, *self.shape[2:])
 
     def _expand(self, out: Tensor, start: int) -> None:
         if out.dtype == torch.float32 and out.device.type == "cpu" and out.is_contiguous():
-            self.slices().read(start * self.shape[1], out.view(-1, *self.shape[2:]))
+            self.slices().read(start * self._draws_a_row, out.view(-1, *self._draw_shape))
         else:
             self._expand_at([torch.arange(start, start + len(out)), *map(torch.arange, self.shape[1:])], out)
 
@@ -84,8 +102,8 @@ class SliceDraws(Compact):
         for low, high in blocks_of_rows(len(rows), math.prod(self.shape[1:])):
             block = torch.empty(high - low, *self.shape[1:])
             for start, stop in runs(rows[low:high].tolist()):
-                first = int(rows[low + start]) * self.shape[1]
-                slices.read(first, block[start:stop].view(-1, *self.shape[2:]))
+                first = int(rows[low + start]) * self._draws_a_row
+                slices.read(first, block[start:stop].view(-1, *self._draw_shape))
             for axis, chosen in enumerate(others, start=1):
                 if len(chosen) != self.shape[axis]:
                     block = block.index_select(axis, chosen)
@@ -142,8 +160,11 @@ class SliceVAEs(WeightGenerator):
     r"""Weights of convolutions, drawn slice by slice from VAEs of trained kernels.
 
     A layer is served by the VAE of its kernel size that is nearest in relative depth. Each slice (o, i) gets
-    its own noise. Draws x of the VAE have the trained layer's scale; a new layer gets either the same scale
-    relative to He's law, std = sqrt(2 / fan_in), so that it carries over to other widths, or He's scale:
+    its own noise. Where the inputs are the same in every network, the colours of an image, a draw may be a
+    whole filter: such a VAE serves first convolutions of as many inputs, and no others.
+
+    Draws x of the VAE have the trained layer's scale; a new layer gets either the same scale relative to He's
+    law, std = sqrt(2 / fan_in), so that it carries over to other widths, or He's scale:
 
     .. math:: W = x \sqrt{\text{fan\_in}_\text{trained} / \text{fan\_in}}
         \quad\text{or}\quad W = x \sqrt{2 / \text{fan\_in}} / \text{std}_\text{trained}
@@ -163,17 +184,29 @@ class SliceVAEs(WeightGenerator):
         self.scale = card.get("scale", "learned")
         if self.scale not in ("learned", "he"):
             raise ValueError(f"scale: expected 'learned' or 'he', got {self.scale!r}")
-        self.decoders = nn.ModuleList(_decoder(sizes, layer.kernel_size) for layer in self.layers)
+        self.decoders = nn.ModuleList(_decoder(sizes, layer) for layer in self.layers)
 
-    def choose(self, kernel_size: Shape, depth: float) -> int | None:
+    def choose(self, kernel_size: Shape, depth: float, inputs: int = 0) -> int | None:
         """Return the index of the VAE for a convolution, or None if none has its kernel size.
 
-        Among VAEs equally near in depth the shallower one serves.
+        A VAE of whole filters goes before one of slices; among VAEs equally near in depth the shallower one
+        serves.
+
+        Args:
+            kernel_size, depth: of the layer.
+            inputs: of its filters, if it is the first convolution, else 0.
         """
-        known = [i for i, layer in enumerate(self.layers) if layer.kernel_size == tuple(kernel_size)]
-        return min(
-            known, key=lambda i: (abs(self.layers[i].depth - depth), self.layers[i].depth), default=None
-        )
+
+        def order(index: int) -> tuple[int, float, float]:
+            layer = self.layers[index]
+            return -layer.inputs, abs(layer.depth - depth), layer.depth
+
+        known = [
+            index
+            for index, layer in enumerate(self.layers)
+            if layer.kernel_size == tuple(kernel_size) and layer.inputs in (1, inputs)
+        ]
+        return min(known, key=order, default=None)
 
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
         layer = entry.layer
@@ -181,8 +214,8 @@ class SliceVAEs(WeightGenerator):
             return "VAEs make weights of convolutions only"
         if layer.op != "conv":
             return f"no VAE for {layer.op} layers, trained on convolutions"
-        if self.choose(layer.kernel_size, layer.depth) is None:
-            known = sorted({trained.kernel_size for trained in self.layers})
+        if self._serving(entry) is None:
+            known = sorted({trained.kernel_size for trained in self.layers if trained.inputs == 1})
             return (
                 f"no VAE for kernel size {_times(layer.kernel_size)}, trained on "
                 f"{', '.join(_times(size) for size in known)}"
@@ -210,8 +243,7 @@ class SliceVAEs(WeightGenerator):
         return {entry.name: self._draws(entry, seed, noise_scale) for entry in plan.generated}
 
     def _draws(self, entry: Entry, seed: int, noise_scale: float) -> SliceDraws:
-        layer = entry.layer
-        index = None if layer is None else self.choose(layer.kernel_size, layer.depth)
+        index = self._serving(entry)
         if index is None:
             raise ValueError(f"{entry.name}: {self.refusal(entry, None)}; the plan must not ask for it")
         trained = self.layers[index]
@@ -219,7 +251,15 @@ class SliceVAEs(WeightGenerator):
             gain = math.sqrt(2 / entry.fan_in) / trained.std
         else:
             gain = math.sqrt(trained.fan_in / entry.fan_in)
-        return SliceDraws(self.decoder(index), entry.shape, gain, seed, entry.canonical, noise_scale)
+        return SliceDraws(
+            self.decoder(index), entry.shape, gain, seed, entry.canonical, noise_scale, trained.inputs
+        )
+
+    def _serving(self, entry: Entry) -> int | None:
+        layer = entry.layer
+        if layer is None:
+            return None
+        return self.choose(layer.kernel_size, layer.depth, 0 if layer.index else entry.shape[1])
 
     def decoder(self, index: int) -> SliceDecoder | PaperDecoder:
         """Return the law of the VAE ``index``."""
@@ -229,8 +269,8 @@ class SliceVAEs(WeightGenerator):
     def draw(
         self, index: int, count: int, stream: torch.Generator, gain: float = 1.0, noise_scale: float = 1.0
     ) -> Tensor:
-        """Draw ``count`` slices (count, positions) from the VAE ``index``, times ``gain``."""
-        slices = torch.empty(count, math.prod(self.layers[index].kernel_size))
+        """Draw ``count`` slices, or filters, (count, positions) from the VAE ``index``, times ``gain``."""
+        slices = torch.empty(count, self.layers[index].positions)
         SliceStream(self.decoder(index), count, stream, gain, noise_scale).read(0, slices)
         return slices
 
@@ -246,18 +286,23 @@ def _trained_layer(record: Mapping[str, Any]) -> TrainedLayer:
     std = float(record.get("std", math.sqrt(2 / fan_in)))
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"layer {record['name']!r}: expected a positive std, got {std}")
-    return TrainedLayer(str(record["name"]), kernel_size, fan_in, depth, std)
+    inputs = record.get("inputs", 1)
+    if type(inputs) is not int or inputs < 1:
+        raise ValueError(f"layer {record['name']!r}: expected positive whole inputs, got {inputs!r}")
+    return TrainedLayer(str(record["name"]), kernel_size, fan_in, depth, std, inputs)
 
 
-def _decoder(sizes: Mapping[str, Any], kernel_size: Shape) -> SliceDecoder | PaperDecoder:
+def _decoder(sizes: Mapping[str, Any], layer: TrainedLayer) -> SliceDecoder | PaperDecoder:
     latent, hidden, name = sizes["latent"], sizes["hidden"], sizes["decoder"]
     for key, value in (("latent", latent), ("hidden", hidden)):
         if type(value) is not int or value < 1:
             raise ValueError(f"sizes.{key}: expected a positive whole number, got {value!r}")
     if name == "slice":
-        return SliceDecoder(latent, hidden, math.prod(kernel_size))
+        return SliceDecoder(latent, hidden, layer.positions)
+    if name == "paper" and layer.inputs == 1:
+        return PaperDecoder(latent, hidden, layer.kernel_size)
     if name == "paper":
-        return PaperDecoder(latent, hidden, kernel_size)
+        raise ValueError(f"layer {layer.name!r}: the paper's decoder makes slices; expected inputs 1")
     raise ValueError(f"sizes.decoder: expected 'slice' or 'paper', got {name!r}")
 
 

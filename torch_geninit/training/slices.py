@@ -1,4 +1,4 @@
-"""Data sets of kernel slices, one for each convolution of a zoo's networks: what slice VAEs learn from."""
+"""Data sets of kernel slices or whole filters, one for each convolution of a zoo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class LayerSlices:
-    """Slices of one convolution in several networks.
+    """Slices, or whole filters, of one convolution in several networks.
 
     Attributes:
         layer: the convolution.
@@ -36,6 +36,18 @@ class LayerSlices:
     def all(self) -> Tensor:
         """Slices of all networks, (networks * slices, positions)."""
         return self.values.flatten(0, 1)
+
+    @property
+    def training(self) -> Tensor:
+        """What to learn from: all slices, or all whole filters and their mirror images.
+
+        Training mirrors images at random, so a filter and its mirror image are equally likely, and there are
+        few whole filters.
+        """
+        if self.layer.inputs == 1:
+            return self.all
+        filters = self.all.view(-1, self.layer.inputs, *self.layer.kernel_size)
+        return torch.cat([filters, filters.flip(-1)]).flatten(1)
 
 
 def zoo_networks(zoo: str | Path) -> tuple[str, ...]:
@@ -64,8 +76,13 @@ def split_networks(names: Sequence[str], seed: int) -> tuple[tuple[str, ...], tu
     )
 
 
-def read_slices(zoo: str | Path, names: Sequence[str]) -> list[LayerSlices]:
+def read_slices(zoo: str | Path, names: Sequence[str], *, whole_first: bool = False) -> list[LayerSlices]:
     """Read the convolutions of the ResNet-20s ``names`` of a zoo, in the order of the forward pass.
+
+    Args:
+        zoo: folder of state dicts.
+        names: of its networks.
+        whole_first: read the first convolution filter by filter instead of slice by slice.
 
     Raises:
         ValueError: if a network lacks a convolution or has it in another shape.
@@ -89,16 +106,19 @@ def read_slices(zoo: str | Path, names: Sequence[str]) -> list[LayerSlices]:
                         f"{path}: {name} has shape {tuple(value.shape)}; expected {tuple(weight.shape)}, "
                         "the state dict of a ResNet-20"
                     )
-                stacks[name].append(value.flatten(0, 1).flatten(1))
+                stacks[name].append(value)
     layers = []
     for index, (name, weight) in enumerate(expected.items()):
         values = torch.stack(stacks[name])
+        whole = whole_first and index == 0
         layer = TrainedLayer(
             name,
             tuple(weight.shape[2:]),
             fan_in=math.prod(weight.shape[1:]),
             depth=index / (len(expected) - 1),
             std=values.square().mean().sqrt().item(),
+            inputs=weight.shape[1] if whole else 1,
         )
-        layers.append(LayerSlices(layer, values, weight.shape[0]))
+        slices = values.flatten(2) if whole else values.flatten(1, 2).flatten(2)
+        layers.append(LayerSlices(layer, slices, weight.shape[0]))
     return layers

@@ -29,6 +29,7 @@ class VAERecipe:
         standardise: train on slices of zero mean and unit variance at each kernel position.
         variance: of the likelihood; None learns a covariance with the decoder and samples it too.
         scale: of generated layers, ``"learned"`` or ``"he"``, as in the generator's card.
+        whole_first: draw whole filters of the first convolution, whose inputs are colours in every network.
         lr: of Adam, decaying linearly to 0.
         epochs: for the layer with the fewest slices and for the one with the most.
         batch_size: slices a step.
@@ -40,6 +41,7 @@ class VAERecipe:
     standardise: bool
     variance: float | None
     scale: str = "learned"
+    whole_first: bool = False
     lr: float = 0.01
     epochs: tuple[int, int] = (150, 4)
     batch_size: int = 128
@@ -49,7 +51,9 @@ class VAERecipe:
 # The scale of trained weights is their optimiser's (several times He's where steps have a fixed norm and
 # nothing decays), and a network without norm layers multiplies it up layer by layer.
 RECIPES = {
-    "ours": VAERecipe("slice", latent=2, hidden=16, standardise=True, variance=None, scale="he"),
+    "ours": VAERecipe(
+        "slice", latent=2, hidden=16, standardise=True, variance=None, scale="he", whole_first=True
+    ),
     "paper": VAERecipe("paper", latent=8, hidden=32, standardise=False, variance=1e-3),
 }
 
@@ -104,7 +108,7 @@ def train_vaes(
 
     chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
     train, held_out = split_networks(zoo_networks(zoo), seed)
-    layers = read_slices(zoo, train)
+    layers = read_slices(zoo, train, whole_first=chosen.whole_first)
     fewest, most = (pick(len(layer.values[0]) for layer in layers) for pick in (min, max))
     trained = _untrained(_card(chosen, layers, train, seed), chosen, train, held_out)
     plan = {"recipe": _plain(chosen), "seed": seed, "train": list(train), "held_out": list(held_out)}
@@ -118,7 +122,7 @@ def train_vaes(
     if state["done"]:
         _load(trained, state)
     epochs = [epochs_for(len(layer.values[0]), fewest, most, chosen.epochs) for layer in layers]
-    work = [count * len(layer.all) for count, layer in zip(epochs, layers, strict=True)]
+    work = [count * len(layer.training) for count, layer in zip(epochs, layers, strict=True)]
     done = state["done"]
     progress = tqdm(total=sum(work), initial=sum(work[:done]), unit="slice", unit_scale=True, mininterval=1)
     for index in range(done, len(layers)):
@@ -126,7 +130,7 @@ def train_vaes(
         progress.set_description(layer.layer.name.removesuffix(".weight"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1000 + index)
-            _train_layer(trained, index, layer.all, epochs[index], run, progress)
+            _train_layer(trained, index, layer.training, epochs[index], run, progress)
         run.save(
             {
                 "done": index + 1,
@@ -162,10 +166,12 @@ def _train_layer(trained: TrainedVAEs, index: int, raw: Tensor, epochs: int, run
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
     x = raw
-    if isinstance(decoder, SliceDecoder) and recipe.standardise:
-        decoder.mean.copy_(raw.mean(0))
-        decoder.std.copy_(raw.std(0))
-        x = (raw - decoder.mean) / decoder.std
+    if isinstance(decoder, SliceDecoder):
+        if recipe.standardise:
+            decoder.mean.copy_(raw.mean(0))
+            decoder.std.copy_(raw.std(0))
+            x = (raw - decoder.mean) / decoder.std
+        _start_at_covariance(decoder, x)
     parameters = [*decoder.parameters(), *encoder.parameters()]
     optimizer = torch.optim.Adam(parameters, recipe.lr)
     total = epochs * math.ceil(len(x) / recipe.batch_size)
@@ -186,6 +192,18 @@ def _train_layer(trained: TrainedVAEs, index: int, raw: Tensor, epochs: int, run
         run.log(layer=layer, epoch=epoch + 1, elbo=round(elbo, 4), divergence=round(divergence, 4))
 
 
+@torch.no_grad()
+def _start_at_covariance(decoder: SliceDecoder, x: Tensor) -> None:
+    """Let training start from the normal law of ``x``: few filters don't get far from independent values.
+
+    A tenth of the covariance is replaced by its diagonal, as few filters don't determine it either.
+    """
+    covariance = x.T.cov()
+    covariance = 0.9 * covariance + 0.1 * covariance.diagonal().diag()
+    factor = torch.linalg.cholesky(covariance)
+    decoder.spread.copy_(factor.tril(-1) + torch.diag(factor.diagonal().log()))
+
+
 def _card(recipe: VAERecipe, layers: list[LayerSlices], train: tuple[str, ...], seed: int) -> dict[str, Any]:
     records = [{**asdict(s.layer), "kernel_size": list(s.layer.kernel_size)} for s in layers]
     sizes = {"decoder": recipe.decoder, "latent": recipe.latent, "hidden": recipe.hidden, "layers": records}
@@ -200,7 +218,7 @@ def _untrained(
     encoders = nn.ModuleList(
         PaperEncoder(layer.kernel_size, recipe.latent, recipe.hidden)
         if recipe.decoder == "paper"
-        else Encoder(math.prod(layer.kernel_size), recipe.latent)
+        else Encoder(layer.positions, recipe.latent)
         for layer in generator.layers
     )
     return TrainedVAEs(generator, encoders, recipe, train, held_out)

@@ -44,8 +44,9 @@ def evaluate_vaes(zoo: str | Path, trained: TrainedVAEs, *, seed: int = 0) -> li
     - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same
       slices in random order; 1 means that slices know nothing of each other.
     """
-    train = read_slices(zoo, trained.train)
-    held_out = read_slices(zoo, trained.held_out)
+    whole_first = trained.recipe.whole_first
+    train = read_slices(zoo, trained.train, whole_first=whole_first)
+    held_out = read_slices(zoo, trained.held_out, whole_first=whole_first)
     records = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
