@@ -22,7 +22,7 @@ from torch_geninit.training import encoders
 from torch_geninit.training import vae as training
 from torch_geninit.training.networks import resnet20
 from torch_geninit.training.run import Run
-from torch_geninit.training.slices import read_slices, split_networks, zoo_networks
+from torch_geninit.training.slices import read_other_slices, read_slices, split_networks, zoo_networks
 from torch_geninit.training.vae_report import evaluate_vaes, markdown_table
 
 _path = Path(__file__).parent / "reference/vae_reference.py"
@@ -487,3 +487,56 @@ def test_slices_are_kernels_in_order_and_a_foreign_network_is_refused(tmp_path):
     save_file({"conv1.weight": torch.zeros(16, 3, 3, 3)}, tmp_path / "3.safetensors")
     with pytest.raises(ValueError, match="lacks"):
         read_slices(tmp_path, ("3",))
+
+
+# --- other networks -----------------------------------------------------------------------------------------
+
+
+def make_other(folder, name="0"):
+    """A network of two 1x1, one 5x5 and one 3x3 convolution, the second 1x1 twice He's scale."""
+    torch.manual_seed(0)
+    layers = {
+        "a": torch.randn(64, 16, 1, 1) * math.sqrt(2 / 16),
+        "b": torch.randn(16, 64, 5, 5),
+        "c": torch.randn(16, 16, 3, 3),
+        "d": torch.randn(16, 64, 1, 1) * math.sqrt(2 / 64) * 2,
+    }
+    order = json.dumps([f"{key}.weight" for key in layers])
+    state = {f"{key}.weight": value for key, value in layers.items()}
+    save_file(state | {"norm.weight": torch.ones(3)}, folder / f"{name}.safetensors", {"convolutions": order})
+    return layers
+
+
+def test_slices_of_other_networks_are_sorted_by_size_and_depth(tmp_path):
+    layers = make_other(tmp_path)
+    seen, kept = (read_other_slices(tmp_path, {(3, 3)}, held_out=h) for h in (False, True))
+    found = [(s.layer.kernel_size, round(s.layer.depth, 2), s.layer.fan_in) for s in seen]
+    assert found == [((1, 1), 0.17, 2), ((1, 1), 0.83, 2), ((5, 5), 0.5, 2)]
+    # In units of He's standard deviation.
+    assert [round(s.layer.std, 1) for s in seen[:2]] == [1.0, 2.0]
+    raw = layers["b"].flatten(0, 1).flatten(1) * math.sqrt(64 * 25 / 2)
+    together = torch.cat([seen[2].all, kept[2].all])
+    assert len(kept[2].all) == 205 and torch.equal(together.sort(0).values, raw.sort(0).values)
+
+
+def test_kernel_sizes_of_other_networks_are_served(tmp_path):
+    zoo, others = tmp_path / "zoo", tmp_path / "others"
+    zoo.mkdir(), others.mkdir()
+    make_zoo(zoo, 2), make_other(others)
+    trained = training.train_vaes(zoo, tmp_path / "run", recipe=QUICK, others=others)
+    model = nn.Sequential(nn.Conv2d(8, 400, 1), nn.Conv2d(400, 8, 5), nn.Conv2d(8, 400, 1))
+    plan = plan_layers(model, trained.generator, "test")
+    assert [entry.name for entry in plan.generated] == ["0.weight", "1.weight", "2.weight"]
+    weights = drawn(trained.generator, model)
+    he = [math.sqrt(2 / math.prod(weights[f"{i}.weight"].shape[1:])) for i in (0, 2)]
+    assert weights["0.weight"].std() / he[0] == pytest.approx(1, abs=0.2)
+    assert weights["2.weight"].std() / he[1] == pytest.approx(2, abs=0.4)
+    records = evaluate_vaes(zoo, trained, others=others)
+    assert [r["layer"] for r in records[19:]] == ["1x1, part 1 of 3", "1x1, part 3 of 3", "5x5, part 2 of 3"]
+    assert all(math.isfinite(v) for r in records for v in r.values() if not isinstance(v, str))
+
+
+def test_a_network_that_does_not_list_its_convolutions_is_refused(tmp_path):
+    make_zoo(tmp_path, 1)
+    with pytest.raises(ValueError, match="0.safetensors doesn't list its convolutions"):
+        read_other_slices(tmp_path, set(), held_out=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -13,6 +16,17 @@ from torch import Tensor, nn
 
 from torch_geninit.generators.vae import TrainedLayer
 from torch_geninit.training.networks import resnet20
+
+if TYPE_CHECKING:
+    from torch_geninit.graph.architecture import Shape
+
+CONVOLUTIONS = "convolutions"
+"""Key of a stored network's metadata: its convolution weights in order of registration, as a JSON list."""
+
+PARTS = 3
+"""Parts of equal depth that the convolutions of other networks are sorted into."""
+FEWEST = 200
+"""Slices that a part must have to be learned from."""
 
 HELD_OUT = 0.2
 """Share of a zoo's networks that VAEs are measured on and never trained on."""
@@ -121,4 +135,56 @@ def read_slices(zoo: str | Path, names: Sequence[str], *, whole_first: bool = Fa
         )
         slices = values.flatten(2) if whole else values.flatten(1, 2).flatten(2)
         layers.append(LayerSlices(layer, slices, weight.shape[0]))
+    return layers
+
+
+def read_other_slices(zoo: str | Path, known: Collection[Shape], *, held_out: bool) -> list[LayerSlices]:
+    """Read convolutions of any networks whose kernel sizes are not ``known``, by size and third of the depth.
+
+    Layers of other widths and networks are put together, so each is scaled to He's standard deviation for a
+    fan-in of 2, which is 1, times what its own network made of it. Every fifth slice is held out: few
+    networks share a kernel size.
+
+    Args:
+        zoo: folder of state dicts that list their convolutions.
+        known: kernel sizes to leave out.
+        held_out: return what is held out instead of what is not.
+
+    Raises:
+        ValueError: if a file does not say which of its tensors are convolutions.
+    """
+    groups: dict[tuple[Shape, int], list[Tensor]] = defaultdict(list)
+    for network in zoo_networks(zoo):
+        path = Path(zoo) / f"{network}.safetensors"
+        with safe_open(str(path), framework="pt") as file:
+            order = (file.metadata() or {}).get(CONVOLUTIONS)
+            if order is None:
+                raise ValueError(
+                    f"{path} doesn't list its convolutions; expected a network of "
+                    "`python -m torch_geninit.training zoo --families ...`"
+                )
+            convolutions = json.loads(order)
+            for index, name in enumerate(convolutions):
+                value = file.get_tensor(name).float()
+                size = tuple(value.shape[2:])
+                if size in known:
+                    continue
+                depth = index / max(1, len(convolutions) - 1)
+                part = min(PARTS - 1, int(depth * PARTS))
+                scale = math.sqrt(math.prod(value.shape[1:]) / 2)
+                groups[size, part].append(scale * value.flatten(0, 1).flatten(1))
+    layers = []
+    for (size, part), found in sorted(groups.items()):
+        values = torch.cat(found)
+        if len(values) >= FEWEST:
+            fifth = torch.arange(len(values)) % round(1 / HELD_OUT) == 0
+            values = values[fifth == held_out]
+            layer = TrainedLayer(
+                f"{'x'.join(map(str, size))}, part {part + 1} of {PARTS}",
+                size,
+                fan_in=2,
+                depth=(part + 0.5) / PARTS,
+                std=values.square().mean().sqrt().item(),
+            )
+            layers.append(LayerSlices(layer, values[None], 1))
     return layers

@@ -16,7 +16,13 @@ from torch_geninit.generators.slice_decoders import SliceDecoder
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.training.encoders import Encoder, PaperEncoder, evidence
 from torch_geninit.training.run import Run
-from torch_geninit.training.slices import LayerSlices, read_slices, split_networks, zoo_networks
+from torch_geninit.training.slices import (
+    LayerSlices,
+    read_other_slices,
+    read_slices,
+    split_networks,
+    zoo_networks,
+)
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,14 @@ def train_vaes(
     folder: str | Path,
     *,
     recipe: str | VAERecipe = "ours",
+    others: str | Path | None = None,
     seed: int = 0,
 ) -> TrainedVAEs:
     """Train a VAE for each convolution on four fifths of the zoo's networks.
 
     Args:
-        zoo: folder of state dicts, ``<seed>.safetensors``.
+        zoo: folder of state dicts of ResNet-20s, ``<seed>.safetensors``.
+        others: folder of other networks, for kernel sizes that ResNet-20 lacks.
         folder: of the run; an interrupted run resumes there after its last finished layer.
         recipe: a name in :data:`RECIPES`, or a recipe.
         seed: of split, initial weights, batches and noise.
@@ -109,9 +117,13 @@ def train_vaes(
     chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
     train, held_out = split_networks(zoo_networks(zoo), seed)
     layers = read_slices(zoo, train, whole_first=chosen.whole_first)
+    if others is not None:
+        known = {layer.layer.kernel_size for layer in layers}
+        layers += read_other_slices(others, known, held_out=False)
     fewest, most = (pick(len(layer.values[0]) for layer in layers) for pick in (min, max))
     trained = _untrained(_card(chosen, layers, train, seed), chosen, train, held_out)
     plan = {"recipe": _plain(chosen), "seed": seed, "train": list(train), "held_out": list(held_out)}
+    plan["others"] = [] if others is None else list(zoo_networks(others))
     run = Run(folder)
     state = run.resume() or {"done": 0, **plan}
     if {key: state[key] for key in plan} != plan:
@@ -198,7 +210,7 @@ def _start_at_covariance(decoder: SliceDecoder, x: Tensor) -> None:
 
     A tenth of the covariance is replaced by its diagonal, as few filters don't determine it either.
     """
-    covariance = x.T.cov()
+    covariance = x.T.cov().view(x.shape[1], -1)
     covariance = 0.9 * covariance + 0.1 * covariance.diagonal().diag()
     factor = torch.linalg.cholesky(covariance)
     decoder.spread.copy_(factor.tril(-1) + torch.diag(factor.diagonal().log()))
@@ -235,6 +247,7 @@ def _plain(recipe: VAERecipe) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zoo", required=True, help="folder of trained networks, <seed>.safetensors")
+    parser.add_argument("--others", help="folder of other networks, for kernel sizes that ResNet-20 lacks")
     parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="ours")
     parser.add_argument(
@@ -255,7 +268,7 @@ def main(arguments: argparse.Namespace) -> None:
     recipe = RECIPES[arguments.recipe]
     if arguments.scale is not None:
         recipe = replace(recipe, scale=arguments.scale)
-    trained = train_vaes(arguments.zoo, folder, recipe=recipe, seed=arguments.seed)
-    records = evaluate_vaes(arguments.zoo, trained, seed=arguments.seed)
+    trained = train_vaes(arguments.zoo, folder, recipe=recipe, others=arguments.others, seed=arguments.seed)
+    records = evaluate_vaes(arguments.zoo, trained, others=arguments.others, seed=arguments.seed)
     (folder / "report.json").write_text(json.dumps(records, indent=1) + "\n")
     (folder / "report.md").write_text(markdown_table(records))

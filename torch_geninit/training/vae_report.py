@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.encoders import evidence
-from torch_geninit.training.slices import LayerSlices, read_slices
+from torch_geninit.training.slices import LayerSlices, read_other_slices, read_slices
 from torch_geninit.training.vae import TrainedVAEs
 
 SAMPLES = 100_000
@@ -23,8 +23,10 @@ LIKELIHOOD_DRAWS = 64
 
 
 @torch.no_grad()
-def evaluate_vaes(zoo: str | Path, trained: TrainedVAEs, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Measure every VAE on the networks it was not trained on.
+def evaluate_vaes(
+    zoo: str | Path, trained: TrainedVAEs, *, others: str | Path | None = None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Measure every VAE on the networks it was not trained on; ``others`` as in :func:`train_vaes`.
 
     All values but ``raw_mse`` are in units of the training slices' standard deviation at each kernel
     position, so that recipes and layers compare; densities are in nats per slice. Each record has:
@@ -42,11 +44,15 @@ def evaluate_vaes(zoo: str | Path, trained: TrainedVAEs, *, seed: int = 0) -> li
       slices, ``correlation_halves`` of two halves of the held-out slices.
     - ``kurtosis``, ``kurtosis_held_out``: fourth standardised moment, mean over positions; 3 is normal.
     - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same
-      slices in random order; 1 means that slices know nothing of each other.
+      slices in random order; 1 means that slices know nothing of each other, or come from several layers.
     """
     whole_first = trained.recipe.whole_first
     train = read_slices(zoo, trained.train, whole_first=whole_first)
     held_out = read_slices(zoo, trained.held_out, whole_first=whole_first)
+    if others is not None:
+        known = {layer.layer.kernel_size for layer in train}
+        train += read_other_slices(others, known, held_out=False)
+        held_out += read_other_slices(others, known, held_out=True)
     records = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -96,7 +102,7 @@ def _reconstruction(trained: TrainedVAEs, index: int, raw: Tensor, std: Tensor) 
 
 def _normal_laws(seen: Tensor, x: Tensor) -> dict[str, float]:
     one = torch.distributions.Normal(seen.mean(), seen.std())
-    full = torch.distributions.MultivariateNormal(seen.mean(0), seen.T.cov())
+    full = torch.distributions.MultivariateNormal(seen.mean(0), seen.T.cov().view(seen.shape[1], -1))
     return {
         "normal": one.log_prob(x).sum(1).mean().item(),
         "covariance": full.log_prob(x).mean().item(),

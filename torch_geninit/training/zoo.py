@@ -1,18 +1,25 @@
-"""A zoo: many networks of one architecture, trained from different seeds."""
+"""A zoo: many networks, trained from different seeds; of one architecture, or each of another."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from torch_geninit.training.architectures import Space, sample, weights
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
-from torch_geninit.training.data import load
+from torch_geninit.training.data import Split, load
+from torch_geninit.training.families import STAGED, Spec
 from torch_geninit.training.networks import he_, resnet20
 from torch_geninit.training.run import Run
+from torch_geninit.training.slices import CONVOLUTIONS
 
 # Early epochs on small images: a ResNet-20 epoch at 16 x 16 costs a quarter of one at 32 x 32. Muon on small
 # batches learns most from each image, so much that flips alone overfit in eleven epochs of small images.
@@ -32,14 +39,26 @@ def train_zoo(
     *,
     seeds: range,
     recipe: Recipe = RECIPE,
+    families: Sequence[str] = (),
+    most_macs: int = 20_000_000,
     compile: bool = False,
 ) -> None:
-    """Train one He-initialised ResNet-20 for each seed and keep its final weights.
+    """Train one He-initialised network for each seed and keep its final weights.
 
     Writes ``<folder>/<seed>.safetensors`` and one line a network into ``metrics.jsonl``; a seed whose file
     exists is skipped, one interrupted resumes, so several processes may share the folder, each with its own
-    seeds. ``compile`` runs the training steps through ``torch.compile``: an eighth faster on a CPU, at the
-    price of a C++ compiler and a minute at the start.
+    seeds.
+
+    Args:
+        data: prepared data file.
+        folder: of the zoo.
+        seeds: of He's draw and the order of the images.
+        recipe: of every network.
+        families: of the training space; each seed draws a network with normalisation from them. None means
+            ResNet-20 for all.
+        most_macs: multiplications of the largest that is drawn.
+        compile: run the training steps through ``torch.compile``: an eighth faster on a CPU, at the price of
+            a C++ compiler and a minute at the start.
     """
     folder = Path(folder)
     train, validation, test = (load(data, name) for name in ("train", "validation", "test"))
@@ -48,7 +67,7 @@ def train_zoo(
         if target.exists():
             continue
         torch.manual_seed(seed)
-        model = he_(resnet20(len(train.classes)))
+        model = he_(drawn(seed, train, families, most_macs) if families else resnet20(len(train.classes)))
         if compile:
             model.compile(dynamic=False)
         run = Run(folder / f"run-{seed}")
@@ -67,8 +86,24 @@ def train_zoo(
             "test_accuracy": score(model, test).accuracy,
         }
         Run(folder).log(network_seconds=round(run.seconds), **metrics)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(target))
+        order = json.dumps([name for name, p in model.named_parameters() if p.ndim > 2])
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
+        save_file(state, str(target), {CONVOLUTIONS: order})
         run.checkpoint.unlink()
+
+
+def drawn(seed: int, train: Split, families: Sequence[str], most_macs: int) -> nn.Module:
+    """Build the network that ``seed`` draws from ``families``, one with normalisation."""
+    size, classes = train.images.shape[-1], len(train.classes)
+    space = Space(classes, train.normalise(train.images[:1]))
+    chosen = weights(families)
+
+    def normalised(stream: random.Random) -> Spec:
+        while (spec := sample(stream, chosen)).style.norm == "none":
+            pass
+        return spec
+
+    return space.within(normalised, f"zoo/{seed}", most_macs).spec.build(classes, size)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +118,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=",".join(f"{phase.resolution}x{phase.epochs}" for phase in RECIPE.phases),
         help="RESOLUTIONxEPOCHS, comma separated",
     )
+    parser.add_argument(
+        "--families", nargs="+", default=[], choices=list(STAGED), help="draw networks instead of ResNet-20s"
+    )
+    parser.add_argument("--most-macs", type=float, default=20e6, help="multiplications of a drawn network")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="run the training steps through torch.compile")
     parser.add_argument("--threads", type=int, help="torch threads")
@@ -101,5 +140,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.zoo,
         seeds=range(first, first + arguments.networks),
         recipe=recipe,
+        families=arguments.families,
+        most_macs=int(arguments.most_macs),
         compile=arguments.compile,
     )

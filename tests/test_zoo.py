@@ -1,0 +1,68 @@
+"""A zoo: which network a seed draws, what is kept of it, and that nothing is trained twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+pytest.importorskip("torchvision")
+pytest.importorskip("tqdm")
+
+from torch_geninit.training import zoo
+from torch_geninit.training.classifier import Phase, Recipe
+from torch_geninit.training.data import Split
+from torch_geninit.training.networks import resnet20
+from torch_geninit.training.slices import read_other_slices, read_slices
+
+RECIPE = Recipe((Phase(16, 1),), lr=0.02, batch_size=20, optimizer="muon")
+FAMILIES = ("inverted", "convnext")
+
+
+@pytest.fixture
+def data(images: Split, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(zoo, "load", lambda path, split: images)
+    return "images"
+
+
+def test_every_seed_draws_its_own_network_with_normalisation(images: Split) -> None:
+    shapes = []
+    for seed in range(4):
+        one, again = (zoo.drawn(seed, images, FAMILIES, 5_000_000) for _ in range(2))
+        shapes.append({name: tuple(p.shape) for name, p in one.named_parameters()})
+        assert shapes[-1] == {name: tuple(p.shape) for name, p in again.named_parameters()}
+        assert any("Norm" in type(module).__name__ for module in one.modules())
+    assert len({str(one) for one in shapes}) == 4
+
+
+def test_a_zoo_of_resnets_is_what_slices_are_read_from(data: str, tmp_path: Path) -> None:
+    zoo.train_zoo(data, tmp_path, seeds=range(3, 5), recipe=RECIPE)
+    layers = read_slices(tmp_path, ("3", "4"))
+    assert len(layers) == 19 and layers[0].values.shape == (2, 48, 9)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["seed"] == 4 and 0 <= line["validation_accuracy"] <= 1
+    with safe_open(str(tmp_path / "3.safetensors"), framework="pt") as file:
+        assert set(file.keys()) == resnet20().state_dict().keys()
+
+
+def test_drawn_networks_list_their_convolutions_in_order(data: str, images: Split, tmp_path: Path) -> None:
+    zoo.train_zoo(data, tmp_path, seeds=range(1), recipe=RECIPE, families=FAMILIES, most_macs=5_000_000)
+    model = zoo.drawn(0, images, FAMILIES, 5_000_000)
+    with safe_open(str(tmp_path / "0.safetensors"), framework="pt") as file:
+        listed = json.loads(file.metadata()["convolutions"])
+        assert not torch.equal(file.get_tensor(listed[0]), model.get_parameter(listed[0]))
+    assert listed == [name for name, p in model.named_parameters() if p.ndim == 4]
+    sizes = {layer.layer.kernel_size for layer in read_other_slices(tmp_path, {(3, 3)}, held_out=False)}
+    assert sizes and sizes <= {tuple(p.shape[2:]) for p in model.parameters() if p.ndim == 4} - {(3, 3)}
+
+
+def test_what_is_there_is_not_trained_again(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "7.safetensors").write_bytes(b"a network")
+    monkeypatch.setattr(zoo, "train_classifier", None)
+    zoo.train_zoo(data, tmp_path, seeds=range(7, 8))
+    assert (tmp_path / "7.safetensors").read_bytes() == b"a network"
