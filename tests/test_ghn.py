@@ -163,6 +163,20 @@ def test_noise_changes_members_and_zero_scale_does_not(generator: GraphHyperNetw
     assert torch.equal(member(0, 0.0), member(1, 0.0))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_noise_is_each_node_s_own_or_shared_by_all(generator: GraphHyperNetwork, shared: bool) -> None:
+    """The noise that reaches the decoder, node by node, seen at its first layer's input."""
+    noisy = GraphHyperNetwork({**card(), "shared_noise": shared})
+    noisy.load_state_dict(generator.state_dict())
+    seen: list[torch.Tensor] = []
+    noisy.decoder.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for seed in (0, 1):
+        geninit.noise_ghn_(ResNet((2, 1), (8, 16), 10), seed, pretrained=noisy)
+    first, second = (x[:, -noisy.noise_width :] for x in seen)
+    assert len(first) > 5 and len(first.unique(dim=0)) == (1 if shared else len(first))
+    assert not torch.equal(first, second)
+
+
 def test_kernel_scale_acts_on_normalised_kernels_alone(residual: tuple[ResNet, Architecture]) -> None:
     names = normalised_kernels(residual[1])
     assert names == {n for n, p in residual[0].named_parameters() if p.ndim == 4}

@@ -58,8 +58,9 @@ class GraphHyperNetwork(WeightGenerator):
     Card entries read here: ``sizes`` (primitives, width, rounds and those of the decoder), ``classes``,
     ``trained`` (kinds of parameters, local patterns and ranges seen in training), ``kernel_scale``: factor on
     convolutions that only BatchNorm reads. It leaves the function as it is and divides their effective
-    learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction. ``measured``,
-    optional: networks whose accuracy is known (:class:`MeasuredNetworks`).
+    learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction. Optional:
+    ``shared_noise``, all nodes of a network see the same noise instead of each its own; ``measured``,
+    networks whose accuracy is known (:class:`MeasuredNetworks`).
     """
 
     kind = "ghn"
@@ -68,6 +69,7 @@ class GraphHyperNetwork(WeightGenerator):
         super().__init__(card)
         sizes = card["sizes"]
         self.noise_width = int(sizes["noise"])
+        self.shared_noise = bool(card.get("shared_noise", False))
         self.kernel_scale = float(card.get("kernel_scale", 1.0))
         self.encoder = Encoder(sizes["primitives"], sizes["width"], sizes["rounds"])
         self.decoder = Decoder(sizes, len(card["classes"]))
@@ -98,6 +100,8 @@ class GraphHyperNetwork(WeightGenerator):
         expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
         scale = card.get("kernel_scale", 1.0)
         expect(_is_number(scale) and scale > 0, "kernel_scale", "a positive number", scale)
+        shared = card.get("shared_noise", False)
+        expect(isinstance(shared, bool), "shared_noise", "true or false", shared)
         if "measured" in card:
             MeasuredNetworks.check(card["measured"])
 
@@ -191,12 +195,12 @@ class GraphHyperNetwork(WeightGenerator):
         architecture = plan.architecture
         if architecture is None:
             raise ValueError("a graph hypernetwork needs the graph of the network; the plan has none")
-        # A node's noise goes by its first parameter, whether or not that one is generated itself.
         canonical = {entry.name: entry.canonical for entry in plan.entries}
 
         def draw(index: int) -> Tensor:
+            # A node's noise goes by its first parameter, whether or not that one is generated itself.
             first = architecture.nodes[index].parameters[0]
-            stream = noise_stream(seed or 0, canonical[first.name])
+            stream = noise_stream(seed or 0, "" if self.shared_noise else canonical[first.name])
             return noise_scale * torch.randn(self.noise_width, generator=stream)
 
         noisy = bool(self.noise_width) and seed is not None

@@ -15,6 +15,7 @@ COMMANDS = {
     "space": ("space", "measure a generator over unseen networks, and what it expected of them"),
     "starts": ("starts", "train ResNet-20 from several starts with several seeds, generated or not"),
     "ensembles": ("ensembles", "measure ensembles of stored networks, on corrupted images too"),
+    "frontier": ("frontier", "measure how noise GHNs trade accuracy for differences, over noise scales"),
     "first-epoch": ("first_epoch", "train unseen networks for an epoch, generated and from He's law"),
     "coverage": ("coverage", "try a generator on the models of torchvision, timm or transformers"),
     "benchmark": ("benchmark", "time the verbs beside torch's own initialisation"),

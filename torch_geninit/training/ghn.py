@@ -115,13 +115,14 @@ def train_ghn(
     calibration = train.spread(2000)
     trained = None if start is None else file.read(start)
     sizes, classes = sizes_from(trained, noise, mix), list(train.classes)
+    diversity = diversity or Diversity()
+    card = {"sizes": sizes, "classes": classes, **({"shared_noise": True} if diversity.shared else {})}
     torch.manual_seed(seed)
-    generator = GraphHyperNetwork({"sizes": sizes, "classes": classes, "trained": {}})
+    generator = GraphHyperNetwork({**card, "trained": {}})
     if isinstance(trained, GraphHyperNetwork):
         warm_start_(generator, trained)
     generator.to(device)
     average = Average(generator)
-    diversity = diversity or Diversity()
     objective = world.wrap(Objective(generator, clip=schedule.clip, diversity=diversity, decay=decay))
     optimizer = torch.optim.AdamW(generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5)
     networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
@@ -180,14 +181,7 @@ def train_ghn(
                 loss=f"{values['loss']:.3f}", images_per_second=f"{rate * schedule.batch_size:.0f}"
             )
             if (step + 1) % check_every == 0 or step + 1 == schedule.steps:
-                values |= check(
-                    average.generator,
-                    networks.space,
-                    space,
-                    calibration,
-                    validation,
-                    shared_noise=diversity.shared,
-                )
+                values |= check(average.generator, networks.space, space, calibration, validation)
             run.log(**values)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.steps:
             run.save(
@@ -196,7 +190,7 @@ def train_ghn(
                     "average": average.generator.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
-                    "card": {"sizes": sizes, "classes": classes},
+                    "card": card,
                     "space": {**asdict(space), "seed": seed},
                 }
             )
@@ -248,7 +242,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shared-noise",
         action="store_true",
-        help="the same noise for all nodes, in training and its checks; noise_ghn_ draws for each",
+        help="the same noise for all nodes of a network, instead of each its own",
     )
     parser.add_argument(
         "--decay",

@@ -26,8 +26,6 @@ def check(
     options: SpaceOptions,
     calibration: Split,
     validation: Split,
-    *,
-    shared_noise: bool = False,
 ) -> dict[str, Any]:
     """Measure on validation images: the held-out ResNet-20 (of a noise GHN also five members), and two unseen
     networks of each family, these with batch statistics on 1,000 images.
@@ -38,7 +36,7 @@ def check(
     if generator.noise_width:
         members = [
             logits_of(
-                initialised_resnet20(generator, space, calibration, seed=seed, shared=shared_noise),
+                initialised_resnet20(generator, space, calibration, seed=seed),
                 validation,
             )
             for seed in range(5)
@@ -83,7 +81,6 @@ def initialised_resnet20(
     calibration: Split,
     *,
     seed: int | None = None,
-    shared: bool = False,
 ) -> nn.Module:
     """Build the held-out ResNet-20 with predicted parameters, its BatchNorm calibrated on ``calibration``."""
     model = resnet20(generator.classes)
@@ -93,7 +90,7 @@ def initialised_resnet20(
     if seed is not None:
         draws = torch.Generator().manual_seed(seed)
         nodes = len(architecture.nodes)
-        drawn = torch.randn(1 if shared else nodes, generator.noise_width, generator=draws)
+        drawn = torch.randn(1 if generator.shared_noise else nodes, generator.noise_width, generator=draws)
         noise = drawn.expand(nodes, -1)
     tiles = generator(
         architecture,
