@@ -9,7 +9,8 @@ from torch import nn
 
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.graph.trace import trace
-from torch_geninit.training.fold import folded, trimmed
+from torch_geninit.training.fold import folded, narrowed, trimmed
+from torch_geninit.training.warm_start import sizes_from, warm_start_
 
 WIDE = {"rank": 40, "linear_rank": 30, "depthwise_rank": 20}
 
@@ -96,3 +97,42 @@ def test_nothing_is_trimmed_that_some_network_asks_for() -> None:
     whole = generator(**WIDE, kernel=3)
     short = trimmed(whole, [trace(EveryBank(), torch.zeros(1, 3, 8, 8))])
     assert short.card["sizes"] == {**whole.card["sizes"], "basis": 0}
+
+
+@torch.no_grad()
+def errors(whole: GraphHyperNetwork, short: GraphHyperNetwork) -> list[float]:
+    """Relative error of every kernel of :class:`EveryBank`."""
+    model = EveryBank()
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    names = [name for name, p in model.named_parameters() if p.ndim > 1 and not name.startswith("7")]
+    expected, got = whole(graph, names), short(graph, names)
+    assert len(names) == 3
+    return [float((got[n].values - expected[n].values).norm() / expected[n].values.norm()) for n in names]
+
+
+def test_a_narrowed_generator_makes_nearly_the_same_weights() -> None:
+    whole = generator(**WIDE, hidden=24, mix=20)
+    seen = [trace(EveryBank(), torch.zeros(1, 3, 8, 8))]
+    short = narrowed(whole, seen, rank=8)
+    assert short.card["sizes"]["narrow"] == 8
+    assert short.decoder.positions.weight.shape == (20 * 9, 8)
+    fewer = narrowed(whole, seen, rank=2)
+    assert max(errors(whole, short)) < 0.02
+    assert max(errors(whole, fewer)) > 2 * max(errors(whole, short))
+
+
+def test_what_is_narrow_enough_or_small_stays_as_it_is() -> None:
+    whole = generator(**WIDE, hidden=24, mix=20)
+    seen = [trace(EveryBank(), torch.zeros(1, 3, 8, 8))]
+    assert narrowed(whole, seen, rank=24) is whole  # two matrices of that rank are larger than one
+    short = narrowed(whole, seen, rank=8)
+    assert narrowed(short, seen, rank=8) is short
+
+
+def test_training_goes_on_from_a_narrowed_generator() -> None:
+    whole = generator(**WIDE, hidden=24, mix=20)
+    short = narrowed(whole, [trace(EveryBank(), torch.zeros(1, 3, 8, 8))], rank=8)
+    again = GraphHyperNetwork({**ghn_card(), "sizes": {**sizes_from(short, 0), "kernel": 3}})
+    assert "narrow" not in again.card["sizes"]
+    warm_start_(again, short)
+    assert max(errors(short, again)) < 1e-4

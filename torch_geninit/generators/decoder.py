@@ -63,7 +63,8 @@ class Decoder(nn.Module):
     Args:
         sizes: of the card: ``width``, ``noise``, ``hidden``, ``mix`` (channels in which the kernel positions
             of a layer are told apart), ``rank``, ``head_rank``, ``channels``, ``kernel``; the optional
-            parts are left out where ``linear_rank``, ``depthwise_rank`` or ``basis`` is 0.
+            parts are left out where ``linear_rank``, ``depthwise_rank`` or ``basis`` is 0; ``narrow``, if
+            there is one, is the rank that an export has left of the matrix which tells positions apart.
         classes: of the head.
     """
 
@@ -74,7 +75,9 @@ class Decoder(nn.Module):
         self.mix = mix
         self.basis = sizes["basis"]
         self.trunk = nn.Sequential(nn.Linear(sizes["width"] + sizes["noise"], hidden), nn.GELU())
-        self.positions = nn.Linear(hidden, mix * self.kernel**2)
+        narrow = sizes.get("narrow", 0)
+        self.narrow = nn.Linear(hidden, narrow, bias=False) if narrow else nn.Identity()
+        self.positions = nn.Linear(narrow or hidden, mix * self.kernel**2)
         self.banks = nn.ModuleDict({"conv": TemplateBank(mix, rank, channels, channels)})
         if sizes["linear_rank"]:
             self.banks["linear"] = TemplateBank(mix, sizes["linear_rank"], channels, channels)
@@ -149,6 +152,7 @@ class Decoder(nn.Module):
         grid = torch.arange(self.kernel**2, device=u.device).view(self.kernel, self.kernel)
         top, left = (self.kernel - h) // 2, (self.kernel - w) // 2
         chosen = grid[top : top + h, left : left + w].reshape(-1)
+        u = self.narrow(u)
         weight = self.positions.weight.view(-1, self.mix, u.shape[1])[chosen].flatten(0, 1)
         bias = self.positions.bias.view(-1, self.mix)[chosen].flatten()
         mixed = F.gelu(F.linear(u, weight, bias).view(len(u), len(chosen), self.mix))

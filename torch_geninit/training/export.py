@@ -26,7 +26,7 @@ from torch_geninit.graph.trace import trace
 from torch_geninit.training import model_card
 from torch_geninit.training.architectures import Pool, Space, SpaceOptions
 from torch_geninit.training.data import load
-from torch_geninit.training.fold import folded, trimmed
+from torch_geninit.training.fold import folded, narrowed, trimmed
 from torch_geninit.training.networks import resnet20
 
 CARDS = manifest.PACKAGE.parent / "docs" / "model-cards"
@@ -151,7 +151,11 @@ def from_run(
         card["measured"] = dict(measured)
     hypernetwork = GraphHyperNetwork(card)
     hypernetwork.load_state_dict(state["average"])
-    return folded(trimmed(hypernetwork, seen))
+    return narrowed(folded(trimmed(hypernetwork, seen)), seen[:: max(1, len(seen) // STATES_FROM)])
+
+
+STATES_FROM = 200
+"""Training networks whose hidden states decide what an export can do without."""
 
 
 def _checkpoint(folder: str | Path) -> dict[str, Any]:

@@ -99,6 +99,9 @@ def _widen(
 ) -> None:
     """Put the start's kernel positions and mixed channels among those of the generator, the others random."""
     places = centre(new["kernel"], old["kernel"])
+    narrow = state.pop("decoder.narrow.weight", None)
+    if narrow is not None:
+        state["decoder.positions.weight"] = state["decoder.positions.weight"] @ narrow
     for name in ("decoder.positions.weight", "decoder.positions.bias"):
         rest = own[name].shape[1:]
         value = own[name].clone().view(-1, new["mix"], *rest)
