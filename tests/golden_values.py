@@ -37,6 +37,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "convnext": lambda: Spec("convnext", (1, 1, 1), (32, 64, 128), PATCHES, 2).build(10),
     "dense": lambda: Spec("dense", (2, 3, 2), (24, 48, 96)).build(10),
     "inception": lambda: Spec("inception", (1, 1, 1), (32, 64, 128)).build(10),
+    "mixer": lambda: Spec("mixer", (2,), (96,), TOKENS, 4).build(10),
     "transformer": lambda: Spec("transformer", (2,), (96,), TOKENS, 4, "stride", 0, 3, "table").build(10),
 }
 PATCHES = Style(norm="layer", activation="gelu", kernel=7)
@@ -46,7 +47,7 @@ RESNETS = ("resnet20", "wide")
 OWN = {
     "ghn-cifar10-depthwise": ("inverted", "convnext"),
     "ghn-cifar10-branched": ("dense", "inception"),
-    "ghn-cifar10-transformer": ("transformer",),
+    "ghn-cifar10-tokens": ("transformer", "mixer"),
 }
 """Generator -> networks of the kind that it was trained on; those not named here know ResNets."""
 
