@@ -23,6 +23,7 @@ from torch_geninit.training.data import Split, flip_and_crop, load, prepare
 from torch_geninit.training.families import Spec
 from torch_geninit.training.networks import ResNet
 from torch_geninit.training.run import Run
+from torch_geninit.training.through import Diversity
 
 
 def colours(count: int, seed: int = 0, size: int = 16) -> Split:
@@ -198,3 +199,14 @@ def test_hypernetwork_learns_and_noise_starts_from_it(prepared: Path, tmp_path: 
     with_noise, without = noisy.state_dict(), trained.state_dict()
     widened = [name for name in without if with_noise[name].shape != without[name].shape]
     assert widened == ["decoder.trunk.0.weight"]
+
+
+@pytest.mark.usefixtures("small")
+def test_shared_noise_is_kept_in_the_card(prepared: Path, tmp_path: Path) -> None:
+    schedule = ghn.Schedule(((16, 1),), lr=0.0, batch_size=16)
+    for shared in (False, True):
+        folder = tmp_path / str(shared)
+        trained = ghn.train_ghn(prepared, folder, schedule, noise=2, diversity=Diversity(shared=shared))
+        state = Run(folder).resume()
+        assert state is not None and state["card"].get("shared_noise", False) is shared
+        assert trained.shared_noise is shared

@@ -230,7 +230,10 @@ def test_whole_filters_serve_first_convolutions_of_as_many_inputs():
 def test_whole_filters_alone_serve_nothing_else():
     generator = random_vaes(record(inputs=3), record(kernel_size=(5, 5)))
     plan = plan_layers(nn.Conv2d(4, 4, 3), generator, "test")
-    assert plan.entries[0].reason == "no VAE for kernel size 3x3, trained on 5x5"
+    assert (
+        plan.entries[0].reason
+        == "no VAE for kernel size 3x3, trained on 5x5, 3x3 of first layers with 3 inputs"
+    )
 
 
 def test_every_convolution_of_resnet20_gets_its_own_vae(tmp_path):
@@ -531,6 +534,10 @@ def test_kernel_sizes_of_other_networks_are_served(tmp_path):
     he = [math.sqrt(2 / math.prod(weights[f"{i}.weight"].shape[1:])) for i in (0, 2)]
     assert weights["0.weight"].std() / he[0] == pytest.approx(1, abs=0.2)
     assert weights["2.weight"].std() / he[1] == pytest.approx(2, abs=0.4)
+    with pytest.raises(ValueError, match="the others that they were trained on"):
+        evaluate_vaes(zoo, trained)
+    with pytest.raises(ValueError, match="other networks besides"):
+        training.train_vaes(zoo, tmp_path / "run", recipe=QUICK)
     records = evaluate_vaes(zoo, trained, others=others)
     assert [r["layer"] for r in records[19:]] == ["1x1, part 1 of 3", "1x1, part 3 of 3", "5x5, part 2 of 3"]
     assert all(math.isfinite(v) for r in records for v in r.values() if not isinstance(v, str))

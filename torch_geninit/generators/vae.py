@@ -215,11 +215,11 @@ class SliceVAEs(WeightGenerator):
         if layer.op != "conv":
             return f"no VAE for {layer.op} layers, trained on convolutions"
         if self._serving(entry) is None:
-            known = sorted({trained.kernel_size for trained in self.layers if trained.inputs == 1})
-            return (
-                f"no VAE for kernel size {_times(layer.kernel_size)}, trained on "
-                f"{', '.join(_times(size) for size in known)}"
-            )
+            slices = sorted({trained.kernel_size for trained in self.layers if trained.inputs == 1})
+            filters = sorted({(t.inputs, t.kernel_size) for t in self.layers if t.inputs > 1})
+            known = [_times(size) for size in slices]
+            known += [f"{_times(size)} of first layers with {inputs} inputs" for inputs, size in filters]
+            return f"no VAE for kernel size {_times(layer.kernel_size)}, trained on {', '.join(known)}"
         return None
 
     def verdict(self, plan: Plan) -> Verdict:

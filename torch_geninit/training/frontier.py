@@ -31,7 +31,7 @@ def measure_members(
     for seed in range(members):
         torch.manual_seed(seed)
         model = resnet20(len(train.classes))
-        geninit.noise_ghn_(model, seed, pretrained=pretrained, noise_scale=scale)
+        geninit.noise_ghn_(model, seed, pretrained=pretrained, noise_scale=scale, strict=True)
         geninit.recalibrate_bn_(model, (x for x, _ in train.spread(CALIBRATION_IMAGES).batches()))
         logits.append(logits_of(model, measured))
     labels = measured.labels.cpu()
@@ -51,7 +51,7 @@ def frontier(
         generator = geninit.load(name)
         for scale in scales:
             found = measure_members(generator, scale, members, train, measured)
-            yield {"generator": Path(name).stem, **found}
+            yield {"generator": name, **found}
 
 
 def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
@@ -70,7 +70,7 @@ def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
                 style,
                 color=f"C{index}",
                 marker="o" if key == "accuracy" else "x",
-                label=name if key == "accuracy" else None,
+                label=Path(name).name.removesuffix(".safetensors") if key == "accuracy" else None,
             )
     axes.set_xlabel("pairwise disagreement (%)")
     axes.set_ylabel("accuracy (%): together, dashed the mean member")
@@ -93,6 +93,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure, a line each as it goes; draw the picture."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.members < 2:
+        raise SystemExit(f"--members {arguments.members}: expected at least 2, to tell them apart")
     train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)
     records = []
     for record in frontier(arguments.generators, arguments.scales, arguments.members, train, measured):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def train_from(
         "seconds": round(run.seconds),
     }
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, f"{stem}.safetensors")
-    record_file.write_text(json.dumps(record))
+    _write(record_file, record)
     run.checkpoint.unlink()
     return record
 
@@ -135,8 +136,15 @@ def tested(record: dict[str, Any], course: Course, test: Split, folder: Path) ->
         model = ResNet(course.blocks, num_classes=len(test.classes))
         model.load_state_dict(load_file(f"{stem}.safetensors"))
         record = {**record, "test": score(model, test).accuracy}
-        stem.with_name(f"{stem.name}.json").write_text(json.dumps(record))
+        _write(stem.with_name(f"{stem.name}.json"), record)
     return record
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record whole or not at all: another process may look for it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(record))
+    os.replace(fresh, path)
 
 
 def compare(

@@ -123,13 +123,13 @@ def train_vaes(
     fewest, most = (pick(len(layer.values[0]) for layer in layers) for pick in (min, max))
     trained = _untrained(_card(chosen, layers, train, seed), chosen, train, held_out)
     plan = {"recipe": _plain(chosen), "seed": seed, "train": list(train), "held_out": list(held_out)}
-    plan["others"] = [] if others is None else list(zoo_networks(others))
+    plan["layers"] = [[layer.layer.name, len(layer.all)] for layer in layers]
     run = Run(folder)
     state = run.resume() or {"done": 0, **plan}
-    if {key: state[key] for key in plan} != plan:
+    if {key: state.get(key) for key in plan} != plan:
         raise ValueError(
-            f"{folder} holds a run of another zoo, recipe or seed; expected an empty folder or the same run. "
-            "Choose another folder"
+            f"{folder} holds a run of another zoo, recipe or seed (or other networks besides); "
+            "expected an empty folder or the same run. Choose another folder"
         )
     if state["done"]:
         _load(trained, state)

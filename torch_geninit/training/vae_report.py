@@ -26,7 +26,9 @@ LIKELIHOOD_DRAWS = 64
 def evaluate_vaes(
     zoo: str | Path, trained: TrainedVAEs, *, others: str | Path | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Measure every VAE on the networks it was not trained on; ``others`` as in :func:`train_vaes`.
+    """Measure every VAE on the networks it was not trained on, those of ``others`` on every fifth slice.
+
+    ``others`` is the folder that :func:`train_vaes` had.
 
     All values but ``raw_mse`` are in units of the training slices' standard deviation at each kernel
     position, so that recipes and layers compare; densities are in nats per slice. Each record has:
@@ -53,6 +55,14 @@ def evaluate_vaes(
         known = {layer.layer.kernel_size for layer in train}
         train += read_other_slices(others, known, held_out=False)
         held_out += read_other_slices(others, known, held_out=True)
+    found, expected = (
+        [one.name for one in many] for many in ([layer.layer for layer in held_out], trained.generator.layers)
+    )
+    if found != expected:
+        raise ValueError(
+            f"the networks to measure on have the layers {found}, the VAEs {expected}; "
+            "pass the zoo and the others that they were trained on"
+        )
     records = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

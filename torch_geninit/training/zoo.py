@@ -86,7 +86,8 @@ def train_zoo(
             "test_accuracy": score(model, test).accuracy,
         }
         Run(folder).log(network_seconds=round(run.seconds), **metrics)
-        order = json.dumps([name for name, p in model.named_parameters() if p.ndim > 2])
+        layers = model.named_modules()
+        order = json.dumps([f"{name}.weight" for name, layer in layers if isinstance(layer, nn.Conv2d)])
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
         save_file(state, str(target), {CONVOLUTIONS: order})
         run.checkpoint.unlink()
