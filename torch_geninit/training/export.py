@@ -31,6 +31,9 @@ from torch_geninit.training.networks import resnet20
 
 CARDS = manifest.PACKAGE.parent / "docs" / "model-cards"
 
+STATES_FROM = 200
+"""Training networks whose hidden states decide what an export can do without."""
+
 
 def export(
     generator: WeightGenerator,
@@ -152,10 +155,6 @@ def from_run(
     hypernetwork = GraphHyperNetwork(card)
     hypernetwork.load_state_dict(state["average"])
     return narrowed(folded(trimmed(hypernetwork, seen)), seen[:: max(1, len(seen) // STATES_FROM)])
-
-
-STATES_FROM = 200
-"""Training networks whose hidden states decide what an export can do without."""
 
 
 def _checkpoint(folder: str | Path) -> dict[str, Any]:

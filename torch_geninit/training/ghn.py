@@ -97,9 +97,9 @@ def train_ghn(
 
     Every step sees ``schedule.networks`` networks, each with images of its own; under ``torchrun`` the ranks
     share them. ``noise`` > 0 trains a noise GHN, its draws kept apart by ``diversity``; ``decay`` keeps
-    vectors near their standard values (see :class:`Objective`); ``start`` is a trained generator's file to
-    warm-start from, see :func:`warm_start_`; ``mix`` is the decoder's size of that name, by default the
-    start's.
+    vectors and the classifier near their standard values (see :class:`Objective`); ``start`` is a trained
+    generator's file to warm-start from, see :func:`warm_start_`; ``mix`` is the decoder's size of that name,
+    by default the start's.
 
     Raises:
         ValueError: if the ranks can't share a step's networks evenly.

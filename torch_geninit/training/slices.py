@@ -90,6 +90,25 @@ def split_networks(names: Sequence[str], seed: int) -> tuple[tuple[str, ...], tu
     )
 
 
+def read_layers(
+    zoo: str | Path,
+    names: Sequence[str],
+    others: str | Path | None,
+    *,
+    whole_first: bool,
+    held_out: bool,
+) -> list[LayerSlices]:
+    """Read the ResNet-20s ``names`` of a zoo, and of ``others`` the kernel sizes that ResNet-20 lacks.
+
+    The arguments are those of :func:`read_slices` and :func:`read_other_slices`.
+    """
+    layers = read_slices(zoo, names, whole_first=whole_first)
+    if others is not None:
+        known = {layer.layer.kernel_size for layer in layers}
+        layers += read_other_slices(others, known, held_out=held_out)
+    return layers
+
+
 def read_slices(zoo: str | Path, names: Sequence[str], *, whole_first: bool = False) -> list[LayerSlices]:
     """Read the convolutions of the ResNet-20s ``names`` of a zoo, in the order of the forward pass.
 

@@ -16,13 +16,7 @@ from torch_geninit.generators.slice_decoders import SliceDecoder
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.training.encoders import Encoder, PaperEncoder, evidence
 from torch_geninit.training.run import Run
-from torch_geninit.training.slices import (
-    LayerSlices,
-    read_other_slices,
-    read_slices,
-    split_networks,
-    zoo_networks,
-)
+from torch_geninit.training.slices import LayerSlices, read_layers, split_networks, zoo_networks
 
 
 @dataclass(frozen=True)
@@ -116,10 +110,7 @@ def train_vaes(
 
     chosen = RECIPES[recipe] if isinstance(recipe, str) else recipe
     train, held_out = split_networks(zoo_networks(zoo), seed)
-    layers = read_slices(zoo, train, whole_first=chosen.whole_first)
-    if others is not None:
-        known = {layer.layer.kernel_size for layer in layers}
-        layers += read_other_slices(others, known, held_out=False)
+    layers = read_layers(zoo, train, others, whole_first=chosen.whole_first, held_out=False)
     fewest, most = (pick(len(layer.values[0]) for layer in layers) for pick in (min, max))
     trained = _untrained(_card(chosen, layers, train, seed), chosen, train, held_out)
     plan = {"recipe": _plain(chosen), "seed": seed, "train": list(train), "held_out": list(held_out)}

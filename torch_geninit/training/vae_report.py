@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.encoders import evidence
-from torch_geninit.training.slices import LayerSlices, read_other_slices, read_slices
+from torch_geninit.training.slices import LayerSlices, read_layers
 from torch_geninit.training.vae import TrainedVAEs
 
 SAMPLES = 100_000
@@ -48,16 +48,12 @@ def evaluate_vaes(
     - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same
       slices in random order; 1 means that slices know nothing of each other, or come from several layers.
     """
-    whole_first = trained.recipe.whole_first
-    train = read_slices(zoo, trained.train, whole_first=whole_first)
-    held_out = read_slices(zoo, trained.held_out, whole_first=whole_first)
-    if others is not None:
-        known = {layer.layer.kernel_size for layer in train}
-        train += read_other_slices(others, known, held_out=False)
-        held_out += read_other_slices(others, known, held_out=True)
-    found, expected = (
-        [one.name for one in many] for many in ([layer.layer for layer in held_out], trained.generator.layers)
+    train, held_out = (
+        read_layers(zoo, names, others, whole_first=trained.recipe.whole_first, held_out=out)
+        for names, out in ((trained.train, False), (trained.held_out, True))
     )
+    found = [layer.layer.name for layer in held_out]
+    expected = [layer.name for layer in trained.generator.layers]
     if found != expected:
         raise ValueError(
             f"the networks to measure on have the layers {found}, the VAEs {expected}; "
