@@ -13,7 +13,7 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training import space, unseen
 from torch_geninit.training.data import Split
 from torch_geninit.training.families import Spec
-from torch_geninit.training.run import Run
+from torch_geninit.training.records import Records
 
 SPECS = [Spec("plain", (1, 1), (8, 16)), Spec("plain", (1, 2), (8, 16))]
 
@@ -28,11 +28,11 @@ def record(
 def test_each_network_is_measured_once(
     tiny: Callable[[str], WeightGenerator], images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = space.measure_space(tiny("ghn"), images, images, SPECS[:1], Run(tmp_path))
-    both = space.measure_space(tiny("ghn"), images, images, SPECS, Run(tmp_path))
+    first = space.measure_space(tiny("ghn"), images, images, SPECS[:1], Records(tmp_path, {}))
+    both = space.measure_space(tiny("ghn"), images, images, SPECS, Records(tmp_path, {}))
     assert both[:1] == first and len(both) == 2
     monkeypatch.setattr(unseen, "survey_space", None)
-    assert space.measure_space(tiny("ghn"), images, images, SPECS, Run(tmp_path)) == both
+    assert space.measure_space(tiny("ghn"), images, images, SPECS, Records(tmp_path, {})) == both
 
 
 def test_trust_is_right_where_it_tells_useful_from_useless() -> None:

@@ -21,7 +21,7 @@ from torch_geninit.training.expectation import name_of
 from torch_geninit.training.families import Spec
 from torch_geninit.training.networks import he_
 from torch_geninit.training.pairs import Lead, best_rate
-from torch_geninit.training.run import Run
+from torch_geninit.training.records import Records
 from torch_geninit.training.unseen import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
 
 
@@ -100,7 +100,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
-    parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
+    parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
     parser.add_argument("--networks", type=int, default=40, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
     parser.add_argument("--most-macs", type=float, default=MOST_MACS, help="multiplications of a network")
@@ -111,28 +111,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Compare network by network, a line each as it goes; print the summary."""
+    """Compare network by network, a line each as it goes; print the summary of all there are."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     train, validation = load(arguments.data, "train"), load(arguments.data, "validation")
     families = {name: WEIGHTS[name] for name in arguments.families}
-    run = Run(arguments.run)
-    state = run.resume() or {"records": []}
-    records: list[dict[str, Any]] = state["records"]
-    specs = unseen_specs(arguments.networks, families, int(arguments.most_macs))
-    for spec in list(specs)[len(records) :]:
-        records.append(
-            compare(
-                spec,
-                arguments.pretrained,
-                train,
-                validation,
-                rates=arguments.rates,
-                seeds=arguments.seeds,
-                amp=arguments.amp,
-            )
-        )
-        run.log(**records[-1])
-        run.save({"records": records})
-        print(json.dumps(records[-1]), flush=True)
-    print(json.dumps(summary(records)))
+    protocol: dict[str, Any] = {"rates": arguments.rates, "seeds": arguments.seeds, "amp": arguments.amp}
+    specs = {
+        f"{spec.digest:08x}": spec
+        for spec in unseen_specs(arguments.networks, families, int(arguments.most_macs))
+    }
+
+    def compared(spec: Spec) -> dict[str, Any]:
+        return compare(spec, arguments.pretrained, train, validation, **protocol)
+
+    records = Records(arguments.run, {"pretrained": arguments.pretrained, **protocol})
+    for record in records.fill(specs, compared):
+        print(json.dumps(record), flush=True)
+    print(json.dumps(summary(records.of(specs))))

@@ -15,7 +15,7 @@ from torch_geninit.training import unseen
 from torch_geninit.training.architectures import DRAWN, WEIGHTS, weights
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import Spec
-from torch_geninit.training.run import Run
+from torch_geninit.training.records import Records
 
 USEFUL = 0.2
 """Accuracy from which a generated network is worth having; of ten classes, twice chance."""
@@ -31,18 +31,21 @@ def measure_landmarks(pretrained: Pretrained, train: Split, measured: Split) -> 
 
 
 def measure_space(
-    pretrained: Pretrained, train: Split, measured: Split, specs: Sequence[Spec], run: Run
+    pretrained: Pretrained, train: Split, measured: Split, specs: Sequence[Spec], records: Records
 ) -> list[dict[str, Any]]:
-    """Measure networks of the space, a record each; finished ones are not measured again."""
+    """Measure networks of the space that ``records`` lack; return the record of each there is."""
     from tqdm.auto import tqdm
 
-    records: list[dict[str, Any]] = (run.resume() or {"records": []})["records"]
-    for spec in tqdm(specs[len(records) :], initial=len(records), total=len(specs), unit="network"):
+    named = {f"{spec.digest:08x}": spec for spec in specs}
+
+    def measure(spec: Spec) -> dict[str, Any]:
         (found,) = unseen.survey_space(pretrained, train, measured, [spec])
-        records.append(found)
-        run.log(**found)
-        run.save({"records": records})
-    return records
+        return found
+
+    with tqdm(initial=len(records.of(named)), total=len(named), unit="network") as progress:
+        for _ in records.fill(named, measure):
+            progress.update()
+    return records.of(named)
 
 
 def reliability(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
-    parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
+    parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
     parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
     parser.add_argument("--networks", type=int, default=100, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks")
@@ -129,7 +132,8 @@ def main(arguments: argparse.Namespace) -> None:
     specs = list(
         unseen.unseen_specs(arguments.networks, weights(arguments.families), int(arguments.most_macs))
     )
-    records = measure_space(arguments.pretrained, train, measured, specs, Run(arguments.run))
+    settings = {"pretrained": arguments.pretrained, "split": arguments.split}
+    records = measure_space(arguments.pretrained, train, measured, specs, Records(arguments.run, settings))
     print(json.dumps({"summary": unseen.summary(records), "reliability": reliability(records)}))
     if arguments.picture:
         draw(records, arguments.picture)

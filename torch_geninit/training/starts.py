@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch_geninit.training.classifier import Phase, Recipe, score, train_classi
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import ResNet, he_, xavier_
 from torch_geninit.training.pairs import Lead, best_rate
+from torch_geninit.training.records import write_record
 from torch_geninit.training.run import Run
 
 LAWS = {"he": he_, "xavier": xavier_}
@@ -124,7 +124,7 @@ def train_from(
         "seconds": round(run.seconds),
     }
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, f"{stem}.safetensors")
-    _write(record_file, record)
+    write_record(record_file, record)
     run.checkpoint.unlink()
     return record
 
@@ -136,15 +136,8 @@ def tested(record: dict[str, Any], course: Course, test: Split, folder: Path) ->
         model = ResNet(course.blocks, num_classes=len(test.classes))
         model.load_state_dict(load_file(f"{stem}.safetensors"))
         record = {**record, "test": score(model, test).accuracy}
-        _write(stem.with_name(f"{stem.name}.json"), record)
+        write_record(stem.with_name(f"{stem.name}.json"), record)
     return record
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record whole or not at all: another process may look for it."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(record))
-    os.replace(fresh, path)
 
 
 def compare(

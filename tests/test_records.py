@@ -1,0 +1,84 @@
+"""Records of many tasks: each done once, by whichever process comes first, under the same settings."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from torch_geninit.training.records import Records, write_record
+
+TASKS = {"a": 1, "b": 2, "c": 3}
+
+
+def doubled(task: int) -> dict[str, Any]:
+    return {"value": 2 * task}
+
+
+def test_what_is_recorded_is_not_done_again(tmp_path: Path) -> None:
+    assert list(Records(tmp_path, {}).fill({"b": 2}, doubled)) == [{"value": 4}]
+    again = Records(tmp_path, {})
+    assert list(again.fill(TASKS, doubled)) == [{"value": 2}, {"value": 6}]
+    assert again.of(TASKS) == [{"value": 2}, {"value": 4}, {"value": 6}]
+    assert again.of(["c", "unknown", "a"]) == [{"value": 6}, {"value": 2}]
+
+
+def test_a_task_in_the_hands_of_another_is_left_to_it(tmp_path: Path) -> None:
+    records = Records(tmp_path, {})
+    with FileLock(tmp_path / ".b.lock"):
+        assert [r["value"] for r in records.fill(TASKS, doubled)] == [2, 6]
+    assert [r["value"] for r in records.fill(TASKS, doubled)] == [4], "given back by one that died"
+
+
+def test_a_task_that_fails_leaves_no_record_and_may_be_tried_again(tmp_path: Path) -> None:
+    def fail(task: int) -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    records = Records(tmp_path, {})
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(records.fill(TASKS, fail))
+    assert records.of(TASKS) == []
+    assert len(list(records.fill(TASKS, doubled))) == 3
+
+
+def take(folder: Path, count: int, results: multiprocessing.Queue[list[int]]) -> None:
+    records = Records(folder, {"of": "all"})
+    tasks = {str(i): i for i in range(count)}
+    results.put([r["value"] for r in records.fill(tasks, doubled)])
+
+
+def test_processes_share_the_tasks(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=take, args=(tmp_path, 60, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    done: list[int] = [value for _ in workers for value in results.get(timeout=60)]
+    for worker in workers:
+        worker.join()
+    assert sorted(done) == [2 * i for i in range(60)], "each once"
+
+
+def test_records_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    Records(tmp_path, {"rates": (0.1, 0.3)})
+    Records(tmp_path, {"rates": [0.1, 0.3]})
+    with pytest.raises(ValueError, match=r"other settings: expected .*0\.2.*found .*0\.1"):
+        Records(tmp_path, {"rates": [0.2]})
+
+
+def test_a_record_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_record(path, {"value": 1})
+
+    def interrupted(*_: object, **__: object) -> Iterator[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_record(path, {"value": 2})
+    assert json.loads(path.read_text()) == {"value": 1}

@@ -1,0 +1,71 @@
+"""One JSON record for each of many tasks, in a folder that several processes work through together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+Task = TypeVar("Task")
+
+
+class Records:
+    """Folder of records, ``<name>.json`` each, all made with the settings in ``settings.json``.
+
+    A process takes the first task that is neither recorded nor another's, so the same command may be started
+    once a core; one that is killed gives its task back.
+
+    Raises:
+        ValueError: if the folder holds records of other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, wanted = self.folder / "settings.json", json.loads(json.dumps(settings))
+        with FileLock(self._lock("settings")):
+            found = json.loads(path.read_text()) if path.exists() else None
+            if found is None:
+                write_record(path, wanted)
+            elif found != wanted:
+                raise ValueError(
+                    f"{self.folder} holds records of other settings: expected {wanted}, found {found}; "
+                    "choose another folder"
+                )
+
+    def fill(
+        self, tasks: Mapping[str, Task], work: Callable[[Task], dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """Do the named tasks that nobody has done or is doing; yield each new record."""
+        for name, task in tasks.items():
+            try:
+                with FileLock(self._lock(name), blocking=False):
+                    path = self._path(name)
+                    if path.exists():
+                        continue
+                    record = work(task)
+                    write_record(path, record)
+            except Timeout:
+                continue
+            yield record
+
+    def of(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """Return the records there are, in the order of ``names``."""
+        return [json.loads(self._path(name).read_text()) for name in names if self._path(name).exists()]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _lock(self, name: str) -> Path:
+        return self.folder / f".{name}.lock"
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record whole or not at all: another process may look for it."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(record))
+    os.replace(fresh, path)
