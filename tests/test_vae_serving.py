@@ -56,8 +56,9 @@ def test_whole_filters_serve_first_convolutions_of_as_many_inputs():
     # One draw of 27 values a filter: the values of the VAE itself, at the new layer's scale.
     filters = generator.draw(1, 8, noise_stream(0, "0.weight"), gain=math.sqrt(36 / 27))
     torch.testing.assert_close(weights["0.weight"].expand(), filters.view(8, 3, 3, 3))
-    grey = plan_layers(nn.Conv2d(1, 8, 3), generator, "test")
-    assert generator.predict(grey, seed=0)["weight"].inputs == 1
+    for other in (nn.Conv2d(1, 8, 3), nn.Conv2d(9, 9, 3, groups=3)):
+        plan = plan_layers(other, generator, "test")
+        assert generator.predict(plan, seed=0)["weight"].inputs == 1, other
 
 
 def test_whole_filters_alone_serve_nothing_else():

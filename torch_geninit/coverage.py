@@ -260,18 +260,18 @@ def _matching(slots: Sequence[Slot], patterns: str | Iterable[str], option: str)
 
 
 def _layers(slots: Sequence[Slot]) -> dict[int, Layer]:
-    found: dict[int, tuple[str, tuple[int, ...]]] = {}
+    found: dict[int, tuple[str, tuple[int, ...], int]] = {}
     for slot in slots:
         if slot.attribute != "weight" or slot.derived or is_lazy(slot.parameter):
             continue
         for op, kinds in CONVOLUTIONS.items():
             kernel_size = tuple(getattr(slot.owner, "kernel_size", ()))
             if isinstance(slot.owner, kinds) and tuple(slot.parameter.shape[2:]) == kernel_size:
-                found[id(slot.owner)] = (op, kernel_size)
+                found[id(slot.owner)] = (op, kernel_size, int(getattr(slot.owner, "groups", 1)))
     last = len(found) - 1
     return {
-        owner: Layer(op, kernel, index / last if last else 0.5, index)
-        for index, (owner, (op, kernel)) in enumerate(found.items())
+        owner: Layer(op, kernel, index / last if last else 0.5, index, groups)
+        for index, (owner, (op, kernel, groups)) in enumerate(found.items())
     }
 
 

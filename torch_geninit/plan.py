@@ -75,12 +75,14 @@ class Layer:
         depth: relative position among the layers of that kind, 0 the first and 1 the last in order of
             registration; 0.5 for a layer on its own.
         index: absolute position.
+        groups: into which the input channels are parted.
     """
 
     op: str
     kernel_size: Shape
     depth: float
     index: int
+    groups: int = 1
 
 
 @dataclass(frozen=True)

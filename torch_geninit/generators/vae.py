@@ -194,7 +194,7 @@ class SliceVAEs(WeightGenerator):
 
         Args:
             kernel_size, depth: of the layer.
-            inputs: of its filters, if it is the first convolution, else 0.
+            inputs: of its filters, if it is the first convolution and not grouped, else 0.
         """
 
         def order(index: int) -> tuple[int, float, float]:
@@ -259,7 +259,9 @@ class SliceVAEs(WeightGenerator):
         layer = entry.layer
         if layer is None:
             return None
-        return self.choose(layer.kernel_size, layer.depth, 0 if layer.index else entry.shape[1])
+        # A group of three channels of nine is no image.
+        first = layer.index == 0 and layer.groups == 1
+        return self.choose(layer.kernel_size, layer.depth, entry.shape[1] if first else 0)
 
     def decoder(self, index: int) -> SliceDecoder | PaperDecoder:
         """Return the law of the VAE ``index``."""
