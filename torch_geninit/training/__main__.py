@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 
+import torch
+
 COMMANDS = {
     "prepare": ("prepare", "turn an image folder or a torchvision data set into one tensor file"),
     "zoo": ("zoo", "train many networks of one architecture"),
@@ -43,8 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
             formatter_class=Formatter,
         )
         code.add_arguments(command)
+        command.add_argument("--threads", type=int, help="torch threads, all cores if not said")
         command.set_defaults(run_command=code.main)
     parsed = parser.parse_args(arguments)
+    if parsed.threads:
+        torch.set_num_threads(parsed.threads)
     parsed.run_command(parsed)
 
 

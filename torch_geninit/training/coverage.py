@@ -278,10 +278,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="*", help="glob pattern of model names; prints instead of writing")
     parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
     parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"), help="page to rewrite")
+    parser.set_defaults(threads=1)  # one small image each
 
 
 def main(options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
     wanted = f"torchvision {options.family}" if options.family else "*"
     chosen = [
         s

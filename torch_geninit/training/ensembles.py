@@ -92,12 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zoos", nargs="+", required=True, help="folders of ResNet-20s, compared in turn")
     parser.add_argument("--size", type=int, default=5, help="networks of an ensemble")
     parser.add_argument("--images", type=int, default=2000, help="of the test set, for each corruption")
-    parser.add_argument("--threads", type=int, help="torch threads")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     test = load(arguments.data, "test")
     for zoo in arguments.zoos:
         models = stored_networks(zoo, len(test.classes))

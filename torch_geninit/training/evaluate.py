@@ -135,12 +135,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast in training (recipes)")
-    parser.add_argument("--threads", type=int, help="torch threads")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     if arguments.pretrained is None and arguments.what != "memory":
         raise SystemExit(f"evaluate {arguments.what} needs --pretrained")
     train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)

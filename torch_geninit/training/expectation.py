@@ -164,13 +164,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=5000, help="validation images to measure on")
     parser.add_argument("--on", default="CIFAR-10", help="name of the images, for people")
     parser.add_argument("--least", type=float, default=0.2, help="expected accuracy to trust a network from")
-    parser.add_argument("--threads", type=int, help="torch threads")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure both sets of networks; write measured.json for the export, and calibration.json."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     folder = Path(arguments.run)
     generator = geninit.load(arguments.pretrained)
     train = load(arguments.data, "train")

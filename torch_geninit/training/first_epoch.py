@@ -107,13 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--threads", type=int, help="torch threads")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Compare network by network, a line each as it goes; print the summary of all there are."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     train, validation = load(arguments.data, "train"), load(arguments.data, "validation")
     families = {name: WEIGHTS[name] for name in arguments.families}
     protocol: dict[str, Any] = {"rates": arguments.rates, "seeds": arguments.seeds, "amp": arguments.amp}

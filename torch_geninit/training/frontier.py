@@ -86,13 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--picture", type=Path, help="file for accuracy over disagreement")
-    parser.add_argument("--threads", type=int, help="torch threads")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure, a line each as it goes; draw the picture."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     if arguments.members < 2:
         raise SystemExit(f"--members {arguments.members}: expected at least 2, to tell them apart")
     train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)

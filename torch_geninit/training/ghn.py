@@ -257,13 +257,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--check-every", type=int, default=1000)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     train_ghn(
         arguments.data,
         arguments.run,

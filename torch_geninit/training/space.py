@@ -118,13 +118,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--landmarks", action="store_true", help="measure networks that people know, too")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--picture", type=Path, help="file for expected and measured accuracies")
-    parser.add_argument("--threads", type=int, help="torch threads")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure; print a summary by family and norm, and how right trust and expectation were."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)
     if arguments.landmarks:
         for name, found in measure_landmarks(arguments.pretrained, train, measured).items():

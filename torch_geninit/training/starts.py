@@ -243,13 +243,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", choices=("auto", "keep", "generate"), default="auto")
     parser.add_argument("--picture", type=Path, help="file for the curves, mean and deviation over seeds")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--threads", type=int, help="torch threads")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Train network by network, a line each as it goes; print the summary."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     train, validation, test = (load(arguments.data, name) for name in ("train", "validation", "test"))
     course = Course(
         arguments.epochs,

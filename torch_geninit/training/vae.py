@@ -247,14 +247,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of generated layers: the zoo's, relative to fan-in, or He's; by default the recipe's",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads; the networks are tiny")
+    parser.set_defaults(threads=1)  # the networks are tiny
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Train, measure on the held-out networks, and write report.json and report.md into the run's folder."""
     from torch_geninit.training.vae_report import evaluate_vaes, markdown_table
 
-    torch.set_num_threads(arguments.threads)
     folder = Path(arguments.run)
     recipe = RECIPES[arguments.recipe]
     if arguments.scale is not None:

@@ -125,12 +125,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--most-macs", type=float, default=20e6, help="multiplications of a drawn network")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="run the training steps through torch.compile")
-    parser.add_argument("--threads", type=int, help="torch threads")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     phases = tuple(Phase(*map(int, part.split("x"))) for part in arguments.phases.split(","))
     recipe = replace(
         RECIPE, phases=phases, lr=arguments.lr, batch_size=arguments.batch_size, amp=arguments.amp
