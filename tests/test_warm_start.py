@@ -14,7 +14,7 @@ from torch_geninit.training.architectures import Sample, Space
 from torch_geninit.training.families import Spec
 from torch_geninit.training.fold import folded
 from torch_geninit.training.through import predicted_parameters
-from torch_geninit.training.warm_start import SIZES, sizes_from, warm_start_
+from torch_geninit.training.warm_start import NOISE_START, SIZES, sizes_from, warm_start_
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -79,3 +79,12 @@ def test_a_folded_start_gets_the_usual_ranks_back(start: GraphHyperNetwork) -> N
     sizes = sizes_from(start, 2, 6)
     assert (sizes["mix"], sizes["noise"], sizes["width"]) == (6, 2, start.card["sizes"]["width"])
     assert all(sizes[n] == SIZES[n] for n in ("rank", "linear_rank", "depthwise_rank", "kernel"))
+
+
+@pytest.mark.parametrize("noise", [4, 64])
+def test_new_noise_is_equally_loud_however_many_values_it_has(start: GraphHyperNetwork, noise: int) -> None:
+    generator = larger(start, noise=noise)
+    warm_start_(generator, start)
+    weight = generator.decoder.trunk[0].weight[:, -noise:]
+    # The variance that standard normal noise adds to a hidden unit, over all of them.
+    assert weight.square().sum(1).mean().sqrt().item() == pytest.approx(NOISE_START, rel=0.2)

@@ -15,8 +15,8 @@ from torch_geninit.generators.noise import noise_stream
 from torch_geninit.graph.vocabulary import PRIMITIVES
 from torch_geninit.training.fold import RANKS, centre, unfold
 
-NOISE_START = 0.2
-"""Standard deviation of new noise weights; those of the embedding beside them have about 0.05."""
+NOISE_START = 0.6
+"""Standard deviation of what new noise adds to a hidden unit at first, however many values there are."""
 
 SIZES = {
     "primitives": len(PRIMITIVES),
@@ -61,8 +61,8 @@ def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> Non
 
     Parts that the start lacks keep their random weights, as do kernel positions that it lacks and mixed
     channels, which nothing reads at first. Folded templates are unfolded. Decoder columns that read noise are
-    drawn from N(0, NOISE_START^2): two equal draws are a stationary point of the diversity loss, so the start
-    must be loud enough to leave it.
+    drawn from N(0, NOISE_START^2 / noise): two equal draws are a stationary point of the diversity loss, so
+    the start must be loud enough to leave it.
 
     Raises:
         ValueError: if a tensor of the start has no place in the generator.
@@ -83,7 +83,7 @@ def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> Non
             tensor[:, : value.shape[1]] = value
             stream = noise_stream(0, name)
             fresh = torch.randn(tensor[:, value.shape[1] :].shape, generator=stream)
-            tensor[:, value.shape[1] :] = NOISE_START * fresh
+            tensor[:, value.shape[1] :] = NOISE_START * max(fresh.shape[1], 1) ** -0.5 * fresh
         elif tensor is None or tensor.shape != value.shape:
             raise ValueError(
                 f"the start's {name} is {tuple(value.shape)}; expected "
