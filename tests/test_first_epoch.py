@@ -63,6 +63,14 @@ def test_an_epoch_is_trained_and_measured(images: Split) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_a_training_that_diverges_counts_as_chance(images: Split) -> None:
+    model = SPEC.build(10)
+    with torch.no_grad():
+        model.stem[0].weight.fill_(torch.nan)
+    few = images.subset(torch.arange(8).repeat(16))
+    assert first_epoch.accuracy_after_an_epoch(model, 0.05, 0, few, images) == 1 / len(images.classes)
+
+
 def test_summary_by_hand() -> None:
     def record(name: str, he: list[float], ghn: list[float] | None) -> dict[str, object]:
         found: dict[str, object] = {"network": name, "he": {"accuracy": he}}
@@ -74,8 +82,9 @@ def test_summary_by_hand() -> None:
             record("surely behind", [0.4, 0.4, 0.4], [0.30, 0.31, 0.29]),
             record("perhaps behind", [0.4, 0.4, 0.4], [0.1, 0.45, 0.5]),
             record("left alone", [0.4, 0.4, 0.4], None),
+            record("ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),  # another network of the same name
         ]
     )
-    assert (found["networks"], found["generated"], found["ahead"]) == (4, 3, 1)
+    assert (found["networks"], found["generated"], found["ahead"]) == (5, 4, 2)
     assert found["significantly_worse"] == ["surely behind"]
-    assert found["mean_lead"] == pytest.approx((0.2 - 0.1 - 0.05) / 3)
+    assert found["mean_lead"] == pytest.approx((0.2 + 0.2 - 0.1 - 0.05) / 4)

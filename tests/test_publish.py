@@ -326,7 +326,8 @@ class TestFromRun:
         monkeypatch.undo()
         if kind == "vae":
             trained: Any = SliceVAEs(vae_card())
-            state = {"generator": trained.state_dict(), "card": {"kind": "vae", "trained": {"networks": 20}}}
+            state = {"generator": trained.state_dict(), "seed": 7}
+            state["card"] = {"kind": "vae", "trained": {"networks": 20}}
             state["card"]["sizes"] = trained.card["sizes"]
         else:
             card = ghn_card(noise=2 if kind == "noise-ghn" else 0)
@@ -334,7 +335,7 @@ class TestFromRun:
             state = {
                 "average": trained.state_dict(),
                 "card": {"sizes": card["sizes"], "classes": ["cat", "dog"]},
-                "space": {"families": {"plain": 1.0}, "pool": 2, "most_macs": 10**9, "seed": 0},
+                "space": {"families": {"plain": 1.0}, "pool": 2, "most_macs": 10**9, "seed": 7},
             }
         Run(tmp_path / "run").save(state)
         parser = ArgumentParser()
@@ -356,3 +357,9 @@ class TestFromRun:
             assert any(pattern.startswith("input>conv>") for pattern in summary["patterns"])
         with pytest.raises(SystemExit, match="--training-data"):
             exporting.main(parser.parse_args(common))
+        given: dict[str, Any] = {}
+        monkeypatch.setattr(exporting, "export", lambda _, name, **fields: given.update(fields))
+        needed = ("training-data", "architectures", "learning-rate", "command-line")
+        words = [f"--{name}=x" for name in needed]
+        exporting.main(parser.parse_args([*common, *words, "--core-hours", "2"]))
+        assert given["seed"] == 7, "the run's, whoever exports it"

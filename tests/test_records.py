@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from torch_geninit.training.records import Records, write_record
 
@@ -28,11 +29,39 @@ def test_what_is_recorded_is_not_done_again(tmp_path: Path) -> None:
     assert again.of(["c", "unknown", "a"]) == [{"value": 6}, {"value": 2}]
 
 
-def test_a_task_in_the_hands_of_another_is_left_to_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_task_in_the_hands_of_another_comes_last(tmp_path: Path, dies: bool) -> None:
+    """It is waited for, and done if the other gives it back."""
+    records, begun, end = Records(tmp_path, {}), threading.Event(), threading.Event()
+
+    def slow(task: int) -> dict[str, Any]:
+        begun.set()
+        assert end.wait(60)
+        if dies:
+            raise RuntimeError("killed")
+        return doubled(task)
+
+    def other() -> None:
+        with contextlib.suppress(RuntimeError):
+            list(records.fill({"b": 2}, slow))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(60)
+    mine = records.fill(TASKS, doubled)
+    assert [next(mine)["value"], next(mine)["value"]] == [2, 6]
+    end.set()
+    assert [record["value"] for record in mine] == ([4] if dies else [])
+    thread.join()
+    assert [record["value"] for record in records.of(TASKS)] == [2, 4, 6]
+
+
+def test_names_may_have_folders(tmp_path: Path) -> None:
     records = Records(tmp_path, {})
-    with FileLock(tmp_path / ".b.lock"):
-        assert [r["value"] for r in records.fill(TASKS, doubled)] == [2, 6]
-    assert [r["value"] for r in records.fill(TASKS, doubled)] == [4], "given back by one that died"
+    assert list(records.fill({"lr0.1/0": 1, "lr0.1/1": 2}, doubled)) == [{"value": 2}, {"value": 4}]
+    assert json.loads((tmp_path / "lr0.1" / "1.json").read_text()) == {"value": 4}
+    records.amend("lr0.1/1", {"value": 5})
+    assert records.of(["lr0.1/1"]) == [{"value": 5}]
 
 
 def test_a_task_that_fails_leaves_no_record_and_may_be_tried_again(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from safetensors.torch import load_file
 pytest.importorskip("torchvision")
 pytest.importorskip("tqdm")
 
+import torch_geninit as geninit
 from torch_geninit.training import starts
 from torch_geninit.training.data import Split
 from torch_geninit.training.networks import he_, resnet20
+from torch_geninit.training.run import Run
+from torch_geninit.training.slices import zoo_networks
 
 
 @pytest.fixture
@@ -56,10 +60,53 @@ def test_a_comparison_that_goes_on_trains_nothing_twice(
     # The test images are read at the chosen rate only.
     assert ["test" in record for record in first] == [best == 0.01, best == 0.1, True]
     assert all(len(record["validation"]) == 2 for record in first)  # before, and after the epoch
-    weights = load_file(tmp_path / "he" / f"lr{best:g}-seed5.safetensors")
+    weights = load_file(tmp_path / "he" / f"lr{best:g}" / "5.safetensors")
     assert weights.keys() == resnet20(10).state_dict().keys()
+    # The folder of the chosen rate is a zoo of these seeds and no others.
+    assert zoo_networks(tmp_path / "he" / f"lr{best:g}") == ("4", "5")
     monkeypatch.setattr(starts, "train_classifier", None)
     assert run() == json.loads(json.dumps(first))
+    with pytest.raises(ValueError, match="records of other settings"):
+        list(starts.compare(["he"], [0.1], [4], replace(course, epochs=2), (enough,) * 3, tmp_path))
+
+
+def test_an_interrupted_training_counts_no_epoch_twice(
+    enough: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = starts.Course(epochs=3, batch_size=32, calibrate=32)
+
+    def run() -> list[dict[str, object]]:
+        return list(starts.compare(["he"], [0.1], [0], course, (enough,) * 3, tmp_path))
+
+    # Before the first checkpoint, and before the second.
+    for allowed in (0, 1):
+        save, saved = Run.save, []
+
+        def interrupted(self: Run, state: dict[str, object]) -> None:
+            if len(saved) == allowed:  # noqa: B023
+                raise KeyboardInterrupt
+            saved.append(state)  # noqa: B023
+            save(self, state)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "save", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run()
+    (record,) = run()
+    assert len(record["validation"]) == 4
+
+
+def test_starts_are_told_apart(enough: Split, tmp_path: Path) -> None:
+    course = starts.Course(epochs=1)
+    same = ["a/my.safetensors", "b/my.safetensors"]
+    with pytest.raises(ValueError, match="expected different names"):
+        next(starts.compare(same, [0.1], [0], course, (enough,) * 3, tmp_path))
+
+
+def test_a_start_that_falls_back_is_no_start() -> None:
+    """A ResNet of 110 layers is farther from training than ghn-cifar10 trusts itself."""
+    with pytest.raises(geninit.StrictError):
+        starts.start_from("ghn-cifar10", 0, 10, blocks=(18, 18, 18))
 
 
 def test_leads_are_paired_by_seed_at_each_start_s_own_rate() -> None:

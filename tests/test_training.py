@@ -210,3 +210,24 @@ def test_shared_noise_is_kept_in_the_card(prepared: Path, tmp_path: Path) -> Non
         state = Run(folder).resume()
         assert state is not None and state["card"].get("shared_noise", False) is shared
         assert trained.shared_noise is shared
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_goes_on_as_itself_alone(prepared: Path, tmp_path: Path) -> None:
+    """An export describes the networks of the whole run by what the last checkpoint says."""
+    schedule = ghn.Schedule(((16, 1),), lr=0.0, batch_size=16, warmup=0)
+    ghn.train_ghn(prepared, tmp_path, schedule, seed=1)
+    longer = ghn.Schedule(((16, 2),), lr=0.0, batch_size=16)
+    with pytest.raises(ValueError, match="another space: expected seed 2, found 1"):
+        ghn.train_ghn(prepared, tmp_path, longer, seed=2)
+    with pytest.raises(ValueError, match="another card: expected sizes"):
+        ghn.train_ghn(prepared, tmp_path, longer, seed=1, noise=2)
+    ghn.train_ghn(prepared, tmp_path, longer, seed=1)
+    state = Run(tmp_path).resume()
+    assert state is not None and state["step"] == 2
+
+
+def test_images_that_do_not_fill_a_batch_are_refused() -> None:
+    recipe = Recipe([Phase(8, 1)], batch_size=64)
+    with pytest.raises(ValueError, match="48 training images don't fill a batch of 64"):
+        train_classifier(ResNet((1, 1), (4, 8), 2), colours(48), recipe, seed=0)

@@ -23,9 +23,11 @@ FAMILIES = ("inverted", "convnext")
 
 
 @pytest.fixture
-def data(images: Split, monkeypatch: pytest.MonkeyPatch) -> str:
+def data(images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(zoo, "load", lambda path, split: images)
-    return "images"
+    path = tmp_path / "images"
+    path.write_bytes(b"stand-in")
+    return str(path)
 
 
 def test_every_seed_draws_its_own_network_with_normalisation(images: Split) -> None:
@@ -42,8 +44,8 @@ def test_a_zoo_of_resnets_is_what_slices_are_read_from(data: str, tmp_path: Path
     zoo.train_zoo(data, tmp_path, seeds=range(3, 5), recipe=RECIPE)
     layers = read_slices(tmp_path, ("3", "4"))
     assert len(layers) == 19 and layers[0].values.shape == (2, 48, 9)
-    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert line["seed"] == 4 and 0 <= line["validation_accuracy"] <= 1
+    record = json.loads((tmp_path / "4.json").read_text())
+    assert record["seed"] == 4 and 0 <= record["validation_accuracy"] <= 1
     with safe_open(str(tmp_path / "3.safetensors"), framework="pt") as file:
         assert set(file.keys()) == resnet20().state_dict().keys()
 
@@ -64,7 +66,8 @@ def test_drawn_networks_list_their_convolutions_in_order(data: str, images: Spli
 def test_what_is_there_is_not_trained_again(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "7.safetensors").write_bytes(b"a network")
+    zoo.train_zoo(data, tmp_path, seeds=range(7, 8), recipe=RECIPE)
+    before = (tmp_path / "7.safetensors").read_bytes()
     monkeypatch.setattr(zoo, "train_classifier", None)
-    zoo.train_zoo(data, tmp_path, seeds=range(7, 8))
-    assert (tmp_path / "7.safetensors").read_bytes() == b"a network"
+    zoo.train_zoo(data, tmp_path, seeds=range(7, 8), recipe=RECIPE)
+    assert (tmp_path / "7.safetensors").read_bytes() == before

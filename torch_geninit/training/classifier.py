@@ -87,6 +87,11 @@ def score(model: nn.Module, data: Split) -> Score:
     return Score(accuracy, F.cross_entropy(logits, labels).item())
 
 
+def diverged(model: nn.Module) -> bool:
+    """Tell whether training has left a value of ``model`` that is not finite."""
+    return not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+
+
 def train_classifier(
     model: nn.Module,
     train: Split,
@@ -97,9 +102,18 @@ def train_classifier(
     after_epoch: Callable[[int, dict[str, Any]], None] | None = None,
     description: str = "training",
 ) -> nn.Module:
-    """Train ``model`` in place; with ``run``, resume from its checkpoint and save one after every epoch."""
+    """Train ``model`` in place; with ``run``, resume from its checkpoint and save one after every epoch.
+
+    Raises:
+        ValueError: if the images don't fill a batch.
+    """
     from tqdm.auto import tqdm
 
+    steps = len(train) // recipe.batch_size
+    if not steps:
+        raise ValueError(
+            f"{len(train)} training images don't fill a batch of {recipe.batch_size}; take smaller batches"
+        )
     model.train()
     device = next(model.parameters()).device
     optimizer = KernelOptimizer(model, recipe)
@@ -111,7 +125,6 @@ def train_classifier(
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
         first = state["epoch"]
-    steps = len(train) // recipe.batch_size
     progress = tqdm(
         total=recipe.epochs * steps,
         initial=first * steps,

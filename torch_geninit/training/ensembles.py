@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from torch_geninit.training.arguments import at_least
 from torch_geninit.training.classifier import logits_of
 from torch_geninit.training.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from torch_geninit.training.data import Split, load
@@ -90,7 +91,7 @@ def report(models: Sequence[nn.Module], test: Split, *, size: int, images: int) 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--zoos", nargs="+", required=True, help="folders of ResNet-20s, compared in turn")
-    parser.add_argument("--size", type=int, default=5, help="networks of an ensemble")
+    parser.add_argument("--size", type=at_least(1), default=5, help="networks of an ensemble")
     parser.add_argument("--images", type=int, default=2000, help="of the test set, for each corruption")
 
 
@@ -98,5 +99,10 @@ def main(arguments: argparse.Namespace) -> None:
     test = load(arguments.data, "test")
     for zoo in arguments.zoos:
         models = stored_networks(zoo, len(test.classes))
+        if len(models) < arguments.size:
+            raise SystemExit(
+                f"{zoo} holds {len(models)} networks; expected at least --size {arguments.size}: a zoo, or "
+                "the folder of one rate of training starts"
+            )
         found = report(models, test, size=arguments.size, images=arguments.images)
         print(json.dumps({"zoo": Path(zoo).name, **found}), flush=True)

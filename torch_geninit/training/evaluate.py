@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from itertools import product
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 import torch_geninit as geninit
 from torch_geninit.generators.ghn import GraphHyperNetwork
-from torch_geninit.training.classifier import Phase, Recipe, logits_of, score, train_classifier
+from torch_geninit.training.arguments import at_least
+from torch_geninit.training.classifier import Phase, Recipe, diverged, logits_of, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import he_, resnet20
 
@@ -104,8 +106,11 @@ def recipes(
             amp=amp,
         )
         train_classifier(model, train, recipe, seed=seed, description=f"lr {lr} scale {scale}")
-        geninit.recalibrate_bn_(model, train.spread(2000).batches())
-        accuracy, nll = score(model, validation)
+        if diverged(model):
+            accuracy, nll = 1 / len(train.classes), math.log(len(train.classes))
+        else:
+            geninit.recalibrate_bn_(model, train.spread(2000).batches())
+            accuracy, nll = score(model, validation)
         rows.append(
             {"lr": lr, "warmup": warmup, "scale": scale, "seed": seed, "accuracy": accuracy, "nll": nll}
         )
@@ -118,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", help="manifest name or generator file; not for memory")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--members", type=int, default=10)
+    parser.add_argument("--members", type=at_least(5), default=10)
     parser.add_argument("--noise-scale", type=float, nargs="+", default=[1.0])
     parser.add_argument("--lr", type=float, nargs="+", default=[0.1])
     parser.add_argument(

@@ -17,11 +17,12 @@ from torch import Tensor
 import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.expectation import MeasuredNetworks, describe
-from torch_geninit.training import unseen
+from torch_geninit.training import identity, unseen
 from torch_geninit.training.architectures import WEIGHTS, Space, classical, sample_unseen
+from torch_geninit.training.arguments import at_least
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import LANDMARK_BLOCKS, Spec
-from torch_geninit.training.run import Run
+from torch_geninit.training.records import Records
 
 LENGTHS = tuple(2.0**k for k in range(-1, 7))
 NOISES = tuple(4.0**k for k in range(-6, 1))
@@ -72,27 +73,29 @@ def name_of(spec: Spec) -> str:
 
 
 def measure_networks(
-    pretrained: WeightGenerator, train: Split, measured: Split, specs: Sequence[Spec], run: Run
+    pretrained: WeightGenerator, train: Split, measured: Split, specs: Sequence[Spec], records: Records
 ) -> list[dict[str, Any]]:
-    """Measure networks without a training step; finished ones are not measured again.
+    """Measure networks that ``records`` lack without a training step; return the record of each.
 
     Each record has the network's name, description, and what :func:`unseen.measure` tells.
     """
     from tqdm.auto import tqdm
 
-    state = run.resume() or {"records": []}
-    records: list[dict[str, Any]] = state["records"]
     example = train.normalise(train.images[:1])
-    for spec in tqdm(specs[len(records) :], initial=len(records), total=len(specs), unit="network"):
+
+    def measure(spec: Spec) -> dict[str, Any]:
         (found,) = unseen.survey_space(pretrained, train, measured, [spec])
         with torch.device("meta"):
             model = spec.build(len(train.classes), train.images.shape[-1])
         graph = pretrained.trace(model, example.to("meta"))
         point = describe(graph, found["distance"], 1 - found["generated"], len(train.classes))
-        records.append({"network": name_of(spec), "point": [round(x, 4) for x in point.tolist()], **found})
-        run.log(**records[-1])
-        run.save({"records": records})
-    return records
+        return {"network": name_of(spec), "point": [round(x, 4) for x in point.tolist()], **found}
+
+    named = {f"{spec.digest:08x}": spec for spec in specs}
+    with tqdm(initial=len(records.of(named)), total=len(named), unit="network") as progress:
+        for _ in records.fill(named, measure):
+            progress.update()
+    return records.of(named)
 
 
 def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = 0.2) -> dict[str, Any]:
@@ -157,9 +160,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", required=True, help="hypernetwork: a manifest name or a file")
     parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
-    parser.add_argument("--networks", type=int, default=200, help="networks to learn from")
+    parser.add_argument("--networks", type=at_least(2), default=200, help="networks to learn from")
     parser.add_argument("--resnets", type=int, default=0, help="ResNets to learn from besides")
-    parser.add_argument("--judged-by", type=int, default=100, help="other networks to hold it against")
+    parser.add_argument("--judged-by", type=at_least(2), default=100, help="others to hold it against")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="of both")
     parser.add_argument("--images", type=int, default=5000, help="validation images to measure on")
     parser.add_argument("--on", default="CIFAR-10", help="name of the images, for people")
@@ -177,8 +180,13 @@ def main(arguments: argparse.Namespace) -> None:
     random_ones = reference_specs(arguments.networks, arguments.judged_by, families)
     resnets = (spec for spec in resnet_specs(arguments.resnets) if spec not in judges)
     sets = {"references": [*random_ones, *resnets], "judges": judges}
+    settings = {
+        "generator": identity.of_generator(arguments.pretrained),
+        "data": identity.of_file(arguments.data),
+        "images": len(validation),
+    }
     records = {
-        name: measure_networks(generator, train, validation, specs, Run(folder / name))
+        name: measure_networks(generator, train, validation, specs, Records(folder / name, settings))
         for name, specs in sets.items()
     }
     record = fit(records["references"], len(train.classes), arguments.on, arguments.least)

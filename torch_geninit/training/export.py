@@ -166,6 +166,10 @@ def _checkpoint(folder: str | Path) -> dict[str, Any]:
     return stored
 
 
+def _seed(state: Mapping[str, Any]) -> int:
+    return int(state["space"]["seed"] if "space" in state else state["seed"])
+
+
 def reference_graphs(classes: int, size: list[int]) -> dict[str, str]:
     """Return fingerprints of well-known networks as today's tracer and vocabulary see them.
 
@@ -246,7 +250,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record.add_argument("--learning-rate", help="advice on training from what it makes, in words")
     record.add_argument("--core-hours", type=float, help="of everything that led here")
     record.add_argument("--command-line", help="the command that trains it again")
-    record.add_argument("--seed", type=int, default=0, help="of the training run")
     record.add_argument("--machine", default=this_machine(), help="that trained it")
     record.add_argument("--numbers", nargs="*", default=[], help="JSON files of measured numbers")
 
@@ -260,6 +263,7 @@ def main(arguments: argparse.Namespace) -> None:
         kernel_scale=arguments.kernel_scale,
         measured=json.loads(arguments.measured.read_text()) if arguments.measured else None,
     )
+    checkpoint = _checkpoint(arguments.run)
     dtype = getattr(torch, arguments.dtype)
     if arguments.output is not None:
         Path(arguments.output).mkdir(parents=True, exist_ok=True)
@@ -276,8 +280,8 @@ def main(arguments: argparse.Namespace) -> None:
         architectures=arguments.architectures,
         learning_rate=arguments.learning_rate,
         command=arguments.command_line,
-        seed=arguments.seed,
-        duration_seconds=_checkpoint(arguments.run)["seconds"],
+        seed=_seed(checkpoint["state"]),
+        duration_seconds=checkpoint["seconds"],
         core_hours=arguments.core_hours,
         machine=arguments.machine,
         numbers=measured_numbers(arguments.numbers, Path(arguments.run)),

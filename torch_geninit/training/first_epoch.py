@@ -14,8 +14,10 @@ from torch import nn
 
 import torch_geninit as geninit
 from torch_geninit.initializers import Pretrained
+from torch_geninit.training import identity
 from torch_geninit.training.architectures import WEIGHTS
-from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
+from torch_geninit.training.arguments import at_least
+from torch_geninit.training.classifier import Phase, Recipe, diverged, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.expectation import name_of
 from torch_geninit.training.families import Spec
@@ -28,9 +30,14 @@ from torch_geninit.training.unseen import CALIBRATION_IMAGES, MOST_MACS, unseen_
 def accuracy_after_an_epoch(
     model: nn.Module, lr: float, seed: int, train: Split, validation: Split, *, amp: bool = False
 ) -> float:
-    """Train ``model`` for one epoch of SGD, the rate rising over the first fifth, and measure it."""
+    """Train ``model`` for one epoch of SGD, the rate rising over the first fifth, and measure it.
+
+    Where training diverges the accuracy is chance.
+    """
     recipe = Recipe([Phase(train.images.shape[-1], 1)], lr=lr, weight_decay=1e-4, amp=amp)
     train_classifier(model, train, recipe, seed=seed, description=f"lr {lr}")
+    if diverged(model):
+        return 1 / len(train.classes)
     geninit.recalibrate_bn_(model, train.spread(CALIBRATION_IMAGES).batches())
     return score(model, validation).accuracy
 
@@ -87,13 +94,15 @@ def lead(record: dict[str, Any]) -> Lead | None:
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Count networks generated, ahead of He, and significantly worse (one-sided t test, 5 %)."""
-    leads = {record["network"]: found for record in records if (found := lead(record)) is not None}
+    # Names are for people; two networks may have one.
+    leads = [(record["network"], found) for record in records if (found := lead(record)) is not None]
+    means = [found.mean for _, found in leads]
     return {
         "networks": len(records),
         "generated": len(leads),
-        "ahead": sum(found.mean > 0 for found in leads.values()),
-        "mean_lead": statistics.mean(found.mean for found in leads.values()) if leads else 0.0,
-        "significantly_worse": [name for name, found in leads.items() if found.surely_behind()],
+        "ahead": sum(mean > 0 for mean in means),
+        "mean_lead": statistics.mean(means) if means else 0.0,
+        "significantly_worse": [name for name, found in leads if found.surely_behind()],
     }
 
 
@@ -101,11 +110,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
     parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
-    parser.add_argument("--networks", type=int, default=40, help="unseen networks of the space")
+    parser.add_argument("--networks", type=at_least(1), default=40, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
     parser.add_argument("--most-macs", type=float, default=MOST_MACS, help="multiplications of a network")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=at_least(1), default=3)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
 
 
@@ -122,7 +131,12 @@ def main(arguments: argparse.Namespace) -> None:
     def compared(spec: Spec) -> dict[str, Any]:
         return compare(spec, arguments.pretrained, train, validation, **protocol)
 
-    records = Records(arguments.run, {"pretrained": arguments.pretrained, **protocol})
+    settings = {
+        "generator": identity.of_generator(arguments.pretrained),
+        "data": identity.of_file(arguments.data),
+        **protocol,
+    }
+    records = Records(arguments.run, settings)
     for record in records.fill(specs, compared):
         print(json.dumps(record), flush=True)
     print(json.dumps(summary(records.of(specs))))

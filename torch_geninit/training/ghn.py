@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_geninit.generators import file
+import torch_geninit as geninit
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.architectures import DRAWN, WEIGHTS, Pool, Space, SpaceOptions, weights
@@ -51,7 +52,7 @@ class Schedule:
         return sum(steps for _, steps in self.phases)
 
     def lr_at(self, step: int) -> float:
-        return self.lr * min((step + 1) / self.warmup, (self.steps - step) / self.steps)
+        return self.lr * min((step + 1) / max(self.warmup, 1), (self.steps - step) / self.steps)
 
     def resolution(self, step: int) -> int:
         for resolution, steps in self.phases:
@@ -98,11 +99,12 @@ def train_ghn(
     Every step sees ``schedule.networks`` networks, each with images of its own; under ``torchrun`` the ranks
     share them. ``noise`` > 0 trains a noise GHN, its draws kept apart by ``diversity``; ``decay`` keeps
     vectors and the classifier near their standard values (see :class:`Objective`); ``start`` is a trained
-    generator's file to warm-start from, see :func:`warm_start_`; ``mix`` is the decoder's size of that name,
-    by default the start's.
+    generator, a name or a file, to warm-start from, see :func:`warm_start_`; ``mix`` is the decoder's size of
+    that name, by default the start's.
 
     Raises:
-        ValueError: if the ranks can't share a step's networks evenly.
+        ValueError: if the ranks can't share a step's networks evenly, or ``folder`` holds a run with another
+            space of networks, seed or kind of generator; schedule and loss may change on the way.
     """
     from tqdm.auto import tqdm
 
@@ -113,7 +115,7 @@ def train_ghn(
     run = Run(folder)
     train, validation = load(data, "train"), load(data, "validation")
     calibration = train.spread(2000)
-    trained = None if start is None else file.read(start)
+    trained = None if start is None else geninit.load(start)
     sizes, classes = sizes_from(trained, noise, mix), list(train.classes)
     diversity = diversity or Diversity()
     card = {"sizes": sizes, "classes": classes, **({"shared_noise": True} if diversity.shared else {})}
@@ -128,7 +130,9 @@ def train_ghn(
     networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
     first = 0
     state = run.resume()
+    own = json.loads(json.dumps({"card": card, "space": {**asdict(space), "seed": seed}}))
     if state is not None:
+        _same_run(run, state, own)
         generator.load_state_dict(state["generator"])
         average.generator.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -190,12 +194,24 @@ def train_ghn(
                     "average": average.generator.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "step": step + 1,
-                    "card": card,
-                    "space": {**asdict(space), "seed": seed},
+                    **own,
                 }
             )
     progress.close()
     return average.generator
+
+
+def _same_run(run: Run, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse to go on with what an export would then describe wrongly."""
+    for part, wanted in own.items():
+        found = json.loads(json.dumps(state[part]))
+        other = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        if other:
+            raise ValueError(
+                f"{run.folder} holds a run with another {part}: expected {other[0]} "
+                f"{wanted.get(other[0])}, found {found.get(other[0])}; choose another folder, or --start "
+                "from its export"
+            )
 
 
 def _batches(train: Split, batch_size: int, seed: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -250,7 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="pull of biases and classifiers to 0 and normalisations' gains to 1",
     )
-    parser.add_argument("--start", help="trained generator file to start from")
+    parser.add_argument("--start", help="trained generator to start from: a name or a file")
     parser.add_argument(
         "--mix", type=int, help="channels that tell kernel positions apart, if not the start's"
     )

@@ -16,8 +16,10 @@ Task = TypeVar("Task")
 class Records:
     """Folder of records, ``<name>.json`` each, all made with the settings in ``settings.json``.
 
-    A process takes the first task that is neither recorded nor another's, so the same command may be started
-    once a core; one that is killed gives its task back.
+    Names may have folders in front, as ``lr0.1/3``.
+
+    A process takes the first task that is neither recorded nor another's, and waits for the others' in the
+    end, so the same command may be started once a core; one that is killed gives its task back.
 
     Raises:
         ValueError: if the folder holds records of other settings.
@@ -26,8 +28,8 @@ class Records:
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path, wanted = self.folder / "settings.json", json.loads(json.dumps(settings))
-        with FileLock(self._lock("settings")):
+        path, wanted = self._path("settings"), json.loads(json.dumps(settings))
+        with FileLock(_lock(path)):
             found = json.loads(path.read_text()) if path.exists() else None
             if found is None:
                 write_record(path, wanted)
@@ -40,28 +42,38 @@ class Records:
     def fill(
         self, tasks: Mapping[str, Task], work: Callable[[Task], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
-        """Do the named tasks that nobody has done or is doing; yield each new record."""
-        for name, task in tasks.items():
-            try:
-                with FileLock(self._lock(name), blocking=False):
-                    path = self._path(name)
-                    if path.exists():
-                        continue
-                    record = work(task)
-                    write_record(path, record)
-            except Timeout:
-                continue
-            yield record
+        """Do the named tasks that nobody else does; yield each new record.
+
+        At the end all are recorded, by this process or another.
+        """
+        for wait in (False, True):
+            for name, task in tasks.items():
+                path = self._path(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    with FileLock(_lock(path), blocking=wait):
+                        if path.exists():
+                            continue
+                        record = work(task)
+                        write_record(path, record)
+                except Timeout:
+                    continue
+                yield record
 
     def of(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Return the records there are, in the order of ``names``."""
         return [json.loads(self._path(name).read_text()) for name in names if self._path(name).exists()]
 
+    def amend(self, name: str, record: Mapping[str, Any]) -> None:
+        """Replace the record of a task that is done."""
+        write_record(self._path(name), record)
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def _lock(self, name: str) -> Path:
-        return self.folder / f".{name}.lock"
+
+def _lock(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

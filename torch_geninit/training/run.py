@@ -35,6 +35,7 @@ class Run:
     def resume(self) -> dict[str, Any] | None:
         """Return the state of the last checkpoint, or None for a fresh run."""
         if not self.checkpoint.exists():
+            self.metrics.unlink(missing_ok=True)
             return None
         stored = torch.load(self.checkpoint, weights_only=True)
         self._seconds_before, self._started = stored["seconds"], time.monotonic()

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from torch_geninit.initializers import Pretrained
-from torch_geninit.training import unseen
+from torch_geninit.training import identity, unseen
 from torch_geninit.training.architectures import DRAWN, WEIGHTS, weights
+from torch_geninit.training.arguments import at_least
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import Spec
 from torch_geninit.training.records import Records
@@ -112,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
     parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
-    parser.add_argument("--networks", type=int, default=100, help="unseen networks of the space")
+    parser.add_argument("--networks", type=at_least(1), default=100, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks")
     parser.add_argument("--most-macs", type=float, default=unseen.MOST_MACS, help="of a network")
     parser.add_argument("--landmarks", action="store_true", help="measure networks that people know, too")
@@ -129,7 +130,11 @@ def main(arguments: argparse.Namespace) -> None:
     specs = list(
         unseen.unseen_specs(arguments.networks, weights(arguments.families), int(arguments.most_macs))
     )
-    settings = {"pretrained": arguments.pretrained, "split": arguments.split}
+    settings = {
+        "generator": identity.of_generator(arguments.pretrained),
+        "data": identity.of_file(arguments.data),
+        "split": arguments.split,
+    }
     records = measure_space(arguments.pretrained, train, measured, specs, Records(arguments.run, settings))
     print(json.dumps({"summary": unseen.summary(records), "reliability": reliability(records)}))
     if arguments.picture:

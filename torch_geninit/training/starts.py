@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ import torch_geninit as geninit
 from torch_geninit.coverage import Head
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.vae import SliceVAEs
+from torch_geninit.training import identity
+from torch_geninit.training.arguments import at_least
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import ResNet, he_, xavier_
 from torch_geninit.training.pairs import Lead, best_rate
-from torch_geninit.training.records import write_record
+from torch_geninit.training.records import Records
 from torch_geninit.training.run import Run
 
 LAWS = {"he": he_, "xavier": xavier_}
@@ -36,6 +40,9 @@ def start_from(
 
     What a generator leaves alone is drawn from He's law with ``seed``, as the draws of a noise GHN and of
     VAEs are; a plain GHN has but one result.
+
+    Raises:
+        StrictError: if the generator does not fill the network: the start would be He's under its name.
     """
     torch.manual_seed(seed)
     model = ResNet(blocks, num_classes=classes)
@@ -44,10 +51,10 @@ def start_from(
     he_(model)
     generator = geninit.load(start)
     if isinstance(generator, SliceVAEs):
-        return geninit.vae_(model, pretrained=generator, seed=seed)
+        return geninit.vae_(model, pretrained=generator, seed=seed, strict=True)
     if isinstance(generator, GraphHyperNetwork) and generator.noise_width:
-        return geninit.noise_ghn_(model, seed, pretrained=generator, head=head)
-    return geninit.ghn_(model, pretrained=generator, head=head)
+        return geninit.noise_ghn_(model, seed, pretrained=generator, head=head, strict=True)
+    return geninit.ghn_(model, pretrained=generator, head=head, strict=True)
 
 
 @dataclass(frozen=True)
@@ -79,22 +86,15 @@ def train_from(
     validation: Split,
     folder: Path,
 ) -> dict[str, Any]:
-    """Train one network; return its record, and keep it and its weights in ``folder``.
+    """Train one network; keep its weights in ``folder``, ``<seed>.safetensors``, and return its record.
 
-    Record and weights are ``lr<lr>-seed<seed>.json`` and ``.safetensors``; where they exist nothing is
-    trained, so an interrupted comparison goes on, and several processes may share the folder. ``validation``
-    has the accuracy before training and after every epoch. The seed decides He's draw and the order of the
-    images.
+    An interrupted training goes on. ``validation`` has the accuracy before training and after every epoch.
+    The seed decides He's draw and the order of the images.
     """
-    stem = folder / f"lr{lr:g}-seed{seed}"
-    record_file = stem.with_name(f"{stem.name}.json")
-    if record_file.exists():
-        return dict(json.loads(record_file.read_text()))
     model = start_from(start, seed, len(train.classes), course.head, course.blocks)
-    run = Run(folder / f"run-{stem.name}")
-    if not run.checkpoint.exists():
-        geninit.recalibrate_bn_(model, (x for x, _ in train.spread(course.calibrate).batches()))
-        run.log(epoch=0, validation=score(model, validation).accuracy)
+    geninit.recalibrate_bn_(model, (x for x, _ in train.spread(course.calibrate).batches()))
+    before = score(model, validation).accuracy
+    run = Run(folder / f"run-{seed}")
     recipe = Recipe(
         [Phase(train.images.shape[-1], course.epochs)],
         lr=lr,
@@ -113,31 +113,19 @@ def train_from(
         seed=seed,
         run=run,
         after_epoch=measure,
-        description=f"{folder.name} lr {lr:g} seed {seed}",
+        description=f"{folder.parent.name} lr {lr:g} seed {seed}",
     )
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    record = {
+    epochs = [json.loads(line)["validation"] for line in run.metrics.read_text().splitlines()]
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, str(folder / f"{seed}.safetensors"))
+    run.checkpoint.unlink()
+    return {
         "start": start,
         "lr": lr,
         "seed": seed,
-        "validation": [line["validation"] for line in lines],
+        "validation": [before, *epochs],
         "seconds": round(run.seconds),
     }
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, f"{stem}.safetensors")
-    write_record(record_file, record)
-    run.checkpoint.unlink()
-    return record
-
-
-def tested(record: dict[str, Any], course: Course, test: Split, folder: Path) -> dict[str, Any]:
-    """Return a record of :func:`train_from` with ``test``, the accuracy of the weights kept in ``folder``."""
-    stem = folder / f"lr{record['lr']:g}-seed{record['seed']}"
-    if "test" not in record:
-        model = ResNet(course.blocks, num_classes=len(test.classes))
-        model.load_state_dict(load_file(f"{stem}.safetensors"))
-        record = {**record, "test": score(model, test).accuracy}
-        write_record(stem.with_name(f"{stem.name}.json"), record)
-    return record
 
 
 def compare(
@@ -147,27 +135,51 @@ def compare(
     course: Course,
     splits: tuple[Split, Split, Split],
     folder: Path,
+    data: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Train every start: all rates with the first seed, the others at the best rate; yield the records.
 
-    ``splits`` are for training, for the choice of the rate and, at that rate alone, for the test.
+    ``splits`` are for training, for the choice of the rate and, at that rate alone, for the test. Networks
+    and records are in ``<folder>/<start>/lr<rate>``, a zoo of one rate; what is there is not trained again,
+    and several processes share the work. ``data`` identifies the images.
+
+    Raises:
+        ValueError: if two starts have one name, or what is there is of another course, generator or data.
     """
+    names = {Path(start).name.removesuffix(".safetensors"): start for start in starts}
+    if len(names) < len(starts):
+        raise ValueError(f"starts {', '.join(starts)}: expected different names, of files without folder")
     train, validation, test = splits
-    for start in starts:
-        own = folder / Path(start).stem
-        own.mkdir(parents=True, exist_ok=True)
-        first = {lr: train_from(start, lr, seeds[0], course, train, validation, own) for lr in rates}
-        best = best_rate({lr: record["validation"][-1] for lr, record in first.items()})
-        for lr, record in first.items():
-            yield tested(record, course, test, own) if lr == best else record
-        for seed in seeds[1:]:
-            yield tested(train_from(start, best, seed, course, train, validation, own), course, test, own)
+    for name, start in names.items():
+        own = folder / name
+        content = start if start in LAWS else identity.of_generator(start)
+        records = Records(
+            own, {"start": content, "data": data, "images": len(train), "course": asdict(course)}
+        )
+
+        def trained(task: tuple[float, int], start: str = start, own: Path = own) -> dict[str, Any]:
+            lr, seed = task
+            return train_from(start, lr, seed, course, train, validation, own / f"lr{lr:g}")
+
+        first = {f"lr{lr:g}/{seeds[0]}": (lr, seeds[0]) for lr in rates}
+        deque(records.fill(first, trained), maxlen=0)
+        best = best_rate({record["lr"]: record["validation"][-1] for record in records.of(first)})
+        tasks = first | {f"lr{best:g}/{seed}": (best, seed) for seed in seeds}
+        deque(records.fill(tasks, trained), maxlen=0)
+        for key, record in zip(tasks, records.of(tasks), strict=True):
+            if record["lr"] == best and "test" not in record:
+                model = ResNet(course.blocks, num_classes=len(test.classes))
+                model.load_state_dict(load_file(str(own / f"{key}.safetensors")))
+                record["test"] = score(model, test).accuracy
+                records.amend(key, record)
+            yield record
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return each start's rate, accuracies by epoch, and lead over the first start, paired by seed.
 
-    ``lead`` is by epoch, ``test_lead`` at the end: mean and half width of the 95 % interval (Student's t).
+    ``lead`` is by epoch, ``test_lead`` at the end: mean and half width of the 95 % interval (Student's t),
+    None for a single seed.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for start in dict.fromkeys(record["start"] for record in records):
@@ -222,20 +234,21 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _interval(lead: Lead) -> tuple[float, float]:
-    return lead.mean, lead.half_width()
+def _interval(lead: Lead) -> tuple[float, float | None]:
+    half = lead.half_width()
+    return lead.mean, half if math.isfinite(half) else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
-    parser.add_argument("--run", required=True, help="folder of the comparison; what is there is kept")
+    parser.add_argument("--run", required=True, help="folder of the comparison; processes may share it")
     parser.add_argument(
         "--starts", nargs="+", default=["he", "ghn-cifar10"], help="laws, generators' names or files"
     )
     parser.add_argument("--blocks", type=int, nargs=3, default=[3, 3, 3], help="of each stage")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=at_least(1), default=20)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.1], help="grid of every start")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=at_least(1), default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of the training images, evenly by class")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -246,7 +259,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Train network by network, a line each as it goes; print the summary."""
+    """Train start by start, print a line for each network, and the summary."""
     train, validation, test = (load(arguments.data, name) for name in ("train", "validation", "test"))
     course = Course(
         arguments.epochs,
@@ -264,6 +277,7 @@ def main(arguments: argparse.Namespace) -> None:
         course,
         (train.spread(round(arguments.share * len(train))), validation, test),
         Path(arguments.run),
+        identity.of_file(arguments.data),
     ):
         records.append(record)
         print(json.dumps(record), flush=True)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from torch_geninit.training import identity
 from torch_geninit.training.architectures import Space, sample, weights
+from torch_geninit.training.arguments import at_least
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import STAGED, Spec
 from torch_geninit.training.networks import he_, resnet20
+from torch_geninit.training.records import Records
 from torch_geninit.training.run import Run
 from torch_geninit.training.slices import CONVOLUTIONS
 
@@ -45,9 +50,8 @@ def train_zoo(
 ) -> None:
     """Train one He-initialised network for each seed and keep its final weights.
 
-    Writes ``<folder>/<seed>.safetensors`` and one line a network into ``metrics.jsonl``; a seed whose file
-    exists is skipped, one interrupted resumes, so several processes may share the folder, each with its own
-    seeds.
+    Writes ``<folder>/<seed>.safetensors`` and a record, ``<seed>.json``; what is there is skipped, what was
+    interrupted resumes, and several processes share the work.
 
     Args:
         data: prepared data file.
@@ -62,10 +66,8 @@ def train_zoo(
     """
     folder = Path(folder)
     train, validation, test = (load(data, name) for name in ("train", "validation", "test"))
-    for seed in seeds:
-        target = folder / f"{seed}.safetensors"
-        if target.exists():
-            continue
+
+    def trained(seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = he_(drawn(seed, train, families, most_macs) if families else resnet20(len(train.classes)))
         if compile:
@@ -82,15 +84,24 @@ def train_zoo(
         model._compiled_call_impl = None  # one pass each over two sets: not worth compiling
         metrics = {
             "seed": seed,
+            "seconds": round(run.seconds),
             "validation_accuracy": score(model, validation).accuracy,
             "test_accuracy": score(model, test).accuracy,
         }
-        Run(folder).log(network_seconds=round(run.seconds), **metrics)
         layers = model.named_modules()
         order = json.dumps([f"{name}.weight" for name, layer in layers if isinstance(layer, nn.Conv2d)])
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(state, str(target), {CONVOLUTIONS: order})
+        save_file(state, str(folder / f"{seed}.safetensors"), {CONVOLUTIONS: order})
         run.checkpoint.unlink()
+        return metrics
+
+    settings = {
+        "data": identity.of_file(data),
+        "recipe": asdict(recipe),
+        "families": list(families),
+        "most_macs": most_macs,
+    }
+    deque(Records(folder, settings).fill({str(seed): seed for seed in seeds}, trained), maxlen=0)
 
 
 def drawn(seed: int, train: Split, families: Sequence[str], most_macs: int) -> nn.Module:
@@ -111,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--zoo", required=True, help="folder of the zoo; networks that exist are kept")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--networks", type=int, default=20)
+    parser.add_argument("--networks", type=at_least(1), default=20)
     parser.add_argument("--lr", type=float, default=RECIPE.lr, help="peak rate of the kernels (Muon)")
     parser.add_argument("--batch-size", type=int, default=RECIPE.batch_size)
     parser.add_argument(

@@ -1,0 +1,36 @@
+"""A measurement's settings change with the content of what it measures, not with names."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from torch_geninit import manifest
+from torch_geninit.training import identity
+
+SHIPPED = manifest.SHIPPED / "ghn-cifar10.safetensors"
+
+
+def test_a_generator_is_its_file(tmp_path: Path) -> None:
+    copy = tmp_path / "mine.safetensors"
+    shutil.copy(SHIPPED, copy)
+    assert (
+        identity.of_generator("ghn-cifar10") == identity.of_generator(str(copy)) == identity.of_file(SHIPPED)
+    )
+    copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+    assert identity.of_generator(str(copy)) != identity.of_generator("ghn-cifar10")
+
+
+def test_auto_is_all_that_it_chooses_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = manifest.read()
+    whole = identity.of_generator("auto")
+    assert whole == identity.of_generator("auto")
+
+    def without(kind: str) -> str:
+        left = tuple(record for record in records if record.kind != kind)
+        monkeypatch.setattr(manifest, "read", lambda: left)
+        return identity.of_generator("auto")
+
+    assert without("vae") == whole != without("ghn")

@@ -1,0 +1,25 @@
+"""What a measurement depends on, told by content: names and paths stay when a file is replaced."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from torch_geninit import hub, manifest
+from torch_geninit.download import sha256
+
+DIGITS = 16
+
+
+def of_file(path: str | Path) -> str:
+    """Return the first digits of a file's sha256."""
+    return sha256(Path(path))[:DIGITS]
+
+
+def of_generator(pretrained: str) -> str:
+    """Return the first digits of the sha256 of a generator's file; for ``"auto"``, of all of them."""
+    known = {record.name: record for record in manifest.read()}
+    if pretrained == hub.AUTO:
+        choices = sorted(record.sha256 for record in known.values() if record.kind == "ghn")
+        return hashlib.sha256(" ".join(choices).encode()).hexdigest()[:DIGITS]
+    return known[pretrained].sha256[:DIGITS] if pretrained in known else of_file(pretrained)
