@@ -109,11 +109,8 @@ def train_classifier(
     """
     from tqdm.auto import tqdm
 
+    train.check_batch(recipe.batch_size)
     steps = len(train) // recipe.batch_size
-    if not steps:
-        raise ValueError(
-            f"{len(train)} training images don't fill a batch of {recipe.batch_size}; take smaller batches"
-        )
     model.train()
     device = next(model.parameters()).device
     optimizer = KernelOptimizer(model, recipe)

@@ -57,6 +57,13 @@ class Split:
             stop = start + batch_size
             yield self.normalise(self.images[start:stop]), self.labels[start:stop]
 
+    def check_batch(self, batch_size: int) -> None:
+        """Raise a ValueError if the images don't fill a batch."""
+        if len(self) < batch_size:
+            raise ValueError(
+                f"{len(self)} training images don't fill a batch of {batch_size}; take smaller batches"
+            )
+
     def shuffled_batches(
         self, batch_size: int, generator: torch.Generator, *, augment: Augment, shift: int = 4
     ) -> Iterator[tuple[Tensor, Tensor]]:

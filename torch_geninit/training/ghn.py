@@ -114,6 +114,7 @@ def train_ghn(
         raise ValueError(f"{schedule.networks} networks a step can't be shared by {world.size} ranks evenly")
     run = Run(folder)
     train, validation = load(data, "train"), load(data, "validation")
+    train.check_batch(schedule.batch_size)
     calibration = train.spread(2000)
     trained = None if start is None else geninit.load(start)
     sizes, classes = sizes_from(trained, noise, mix), list(train.classes)
