@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from torch_geninit.training.__main__ import main
@@ -18,6 +20,9 @@ from torch_geninit.training.__main__ import main
         "frontier --data x --members 1",
         "evaluate members --data x --pretrained y --members 4",
         "zoo --data x --zoo y --networks -3",
+        "zoo --data x --zoo y --batch-size -5",
+        "ghn --data x --run y --noise -1",
+        "ghn --data x --run y --threads 0",
     ],
 )
 def test_too_few_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,3 +31,31 @@ def test_too_few_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -
         main(command.split())
     told = capsys.readouterr().err
     assert f"argument {option}: expected a whole number from" in told and repr(value) in told
+
+
+@pytest.mark.parametrize("text", ["foo", "8x0", "0x5", "16x3,", "16x3;32x5", "-1x3"])
+@pytest.mark.parametrize("command", ["ghn --data x --run y", "zoo --data x --zoo y"])
+def test_phases_that_are_none_are_refused(
+    command: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), f"--phases={text}"])
+    assert "argument --phases: expected RESOLUTIONxAMOUNT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "nan", "half"])
+def test_shares_are_shares(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["starts", "--data", "x", "--run", "y", "--share", text])
+    assert "argument --share: expected a share" in capsys.readouterr().err
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_text("no data")
+    for data in (tmp_path / "none.safetensors", broken, tmp_path):
+        with pytest.raises(ValueError, match=rf"{data}: expected a file that .* prepare. wrote"):
+            main(["ghn", "--data", str(data), "--run", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="nowhere holds no networks; expected a folder"):
+        main(["vae", "--zoo", str(tmp_path / "nowhere"), "--run", str(tmp_path / "run")])

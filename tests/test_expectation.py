@@ -169,6 +169,7 @@ def test_expect_reads_the_graph_alone(knowing: WeightGenerator) -> None:
     assert told == geninit.expect(resnet20(), pretrained=knowing)
     assert told == geninit.expect(model, pretrained=knowing, graph=geninit.trace(resnet20(), EXAMPLE))
     assert str(told).startswith(f"{100 * told.accuracy:.0f} % (")
+    assert told.caveat == "" and str(told).endswith("standard deviations away")
 
 
 def test_a_generator_that_was_not_measured_says_so(tiny: Callable[[str], WeightGenerator]) -> None:
@@ -190,6 +191,8 @@ def test_too_little_to_expect_is_not_trusted(knowing: WeightGenerator) -> None:
     assert made.generated and made.verdict is not None and made.verdict.trusted
     model = resnet20()
     before = copy.deepcopy(model.state_dict())
+    warned = geninit.expect(resnet20(), pretrained=trusting_from(0.99))
+    assert warned[:3] == told[:3] and "ghn_ leaves the model as it is" in str(warned)
     with pytest.warns(geninit.GenInitWarning, match=r"expected accuracy .* trusted if it may reach 99 %"):
         geninit.ghn_(model, pretrained=trusting_from(0.99))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -199,7 +202,9 @@ def test_too_little_to_expect_is_not_trusted(knowing: WeightGenerator) -> None:
 def test_the_number_of_classes_is_none_of_its_business(knowing: WeightGenerator, classes: int) -> None:
     """The head of other size is kept, whatever it is; what is generated is the body."""
     usual = geninit.expect(resnet20(), pretrained=knowing)
-    assert geninit.expect(resnet20(classes), pretrained=knowing) == usual
+    other = geninit.expect(resnet20(classes), pretrained=knowing)
+    assert other._replace(caveat="") == usual
+    assert "'fc.weight', a head of other size" in other.caveat and "is kept" in str(other)
 
 
 def test_nothing_is_expected_exactly(record: dict[str, Any]) -> None:

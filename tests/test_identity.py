@@ -34,3 +34,8 @@ def test_auto_is_all_that_it_chooses_from(monkeypatch: pytest.MonkeyPatch) -> No
         return identity.of_generator("auto")
 
     assert without("vae") == whole != without("ghn")
+
+
+def test_what_is_no_generator_is_named() -> None:
+    with pytest.raises(ValueError, match="no generator 'cats'; expected a file or one of .*ghn-cifar10"):
+        identity.of_generator("cats")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -418,7 +419,27 @@ class TestText:
             plan.verb = "vae"  # type: ignore[misc]
         assert plan == geninit.plan(net(), pretrained=ghn)
         assert plan != geninit.plan(net(), pretrained=ghn, head="keep")
-        assert copy.copy(plan) == plan
+        assert copy.copy(plan) == plan and copy.copy(plan).modules is plan.modules
+
+    def test_a_plan_goes_to_other_processes(self, ghn: WeightGenerator) -> None:
+        model, other = net(), net()
+        plan = geninit.plan(model, pretrained=ghn)
+        again = pickle.loads(pickle.dumps(plan))
+        assert again == plan and str(again) == str(plan)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(again.write_(other).parameters(), plan.write_(model).parameters(), strict=True)
+        )
+
+    def test_what_was_frozen_after_the_plan_is_not_touched(self, ghn: WeightGenerator) -> None:
+        model = net()
+        plan = geninit.plan(model, pretrained=ghn)
+        frozen = plan.generated[0].name
+        model.get_parameter(frozen).requires_grad_(False)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match=f"1 parameters of .*{frozen}.*frozen after the plan"):
+            plan.write_(model)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_seven_billion_parameters_on_meta(ghn: WeightGenerator) -> None:

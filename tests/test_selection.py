@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,25 @@ def test_the_warning_names_who_was_chosen() -> None:
     model = Small(5)
     with pytest.warns(geninit.GenInitWarning, match=r"plan\(model, \"ghn\", pretrained='\w+'\) lists"):
         geninit.ghn_(model, pretrained="auto", example_inputs=torch.zeros(1, 3, 8, 8))
+
+
+def test_the_warning_sends_to_auto_who_has_not_been_there() -> None:
+    """Distrust may be one generator's alone."""
+    inputs = torch.zeros(1, 3, 8, 8)
+    picky = generator(threshold=0.0)
+    plain = geninit.plan(Small(), pretrained=picky, example_inputs=inputs)
+    assert plain.verdict is not None and not plain.verdict.trusted
+    assert 'pass pretrained="auto"' in str(plain.complaint())
+    assert 'pass pretrained="auto"' not in str(replace(plain, automatic=True).complaint())
+    assert 'untrusted="generate"' in str(replace(plain, automatic=True).complaint())
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_plan_knows_that_its_generator_was_chosen() -> None:
+    inputs = torch.zeros(1, 3, 8, 8)
+    for pretrained in ("auto", "friend"):
+        made = geninit.plan(Small(), pretrained=pretrained, example_inputs=inputs)
+        assert made.automatic is (pretrained == "auto")
 
 
 def test_vae_has_nothing_to_choose_from() -> None:

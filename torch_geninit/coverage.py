@@ -25,6 +25,8 @@ Head = Literal["auto", "keep", "generate"]
 Untrusted = Literal["keep", "generate"]
 Patterns = str | Iterable[str] | None
 
+OTHER_HEAD = "head of other size"
+
 CONVOLUTIONS = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
     "conv_transpose": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -110,7 +112,7 @@ def plan_graph(
                     "Use head='auto' to keep it, or a generator for as many classes"
                 )
             if heads[index] != classes:
-                reason = f"head of other size: {heads[index]} outputs, {source} has {classes} classes"
+                reason = f"{OTHER_HEAD}: {heads[index]} outputs, {source} has {classes} classes"
                 return Decision(Route.KEPT, reason, use.role, index)
         return Decision(Route.GENERATED, role=use.role, node=index)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from torch_geninit import initializers
 from torch_geninit.ambient import fixed
+from torch_geninit.coverage import OTHER_HEAD
 from torch_geninit.generators.expectation import Expectation
 from torch_geninit.graph.architecture import Architecture
+from torch_geninit.plan import Plan
 
 
 def expect(
@@ -37,7 +40,8 @@ def expect(
         revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
 
     Returns:
-        Expected accuracy with its 90 % interval, and the nearest of the networks that were measured.
+        Expected accuracy with its 90 % interval, the nearest of the networks that were measured, and a caveat
+        where a verb would keep the model or its classifier.
 
     Raises:
         ValueError: if the generator's file has no measured networks.
@@ -70,4 +74,15 @@ def expect(
             f"{made.source} can't tell what to expect: its file has no measured networks. "
             "Use a generator that has, or measure them with `python -m torch_geninit.training expectation`"
         )
-    return told
+    return told._replace(caveat="; ".join(_caveats(made)))
+
+
+def _caveats(made: Plan) -> Iterator[str]:
+    if made.verdict is not None and not made.verdict.trusted:
+        yield f'ghn_ leaves the model as it is unless untrusted="generate": {made.verdict.reason}'
+    heads = [entry for entry in made.kept if entry.reason.startswith(OTHER_HEAD)]
+    if heads:
+        yield (
+            f"this is of its body with a classifier of {len(made.pretrained.card['classes'])} classes; "
+            f"{heads[0].name!r}, a {heads[0].reason}, is kept"
+        )

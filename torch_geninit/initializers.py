@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, TypeVar
 from warnings import warn
 
@@ -278,7 +279,8 @@ def plan(
 ) -> Plan:
     """Say for every parameter of ``model`` what a verb would do with it, and why; write nothing.
 
-    Works on the meta device. The verb called with the same arguments does what the plan says.
+    Works on the meta device. The verb called with the same arguments does what the plan says, or raises if
+    the memory of a parameter can't be written. Seeds and noise belong to :meth:`Plan.write_`.
 
     Args:
         model: any network; it is not called.
@@ -311,7 +313,8 @@ def plan(
             raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
         graph.check()
     chosen = DEFAULTS[verb] if pretrained is None else pretrained
-    if isinstance(chosen, str) and chosen == hub.AUTO:
+    automatic = isinstance(chosen, str) and chosen == hub.AUTO
+    if automatic:
         if verb == "vae":
             raise ValueError(
                 f"pretrained={hub.AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer among the "
@@ -356,7 +359,7 @@ def plan(
         return plan_layers(model, weights, source, name=name, include=include, exclude=exclude)
     if name:
         raise TypeError(f"a {verb} plan is of a whole model: it takes no name=")
-    return plan_graph(
+    made = plan_graph(
         model,
         verb,
         weights,
@@ -368,6 +371,7 @@ def plan(
         include=include,
         exclude=exclude,
     )
+    return replace(made, automatic=automatic)
 
 
 def _fill(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from itertools import chain
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from warnings import warn
 from weakref import WeakKeyDictionary
 
@@ -37,6 +37,7 @@ Verb = Literal["vae", "ghn", "noise_ghn"]
 Kept = Literal["keep", "reset", "error"]
 
 
+ELSEWHERE = 'Other shipped generators may know it: pass pretrained="auto". '
 ANYWAY = 'Pass untrusted="generate" to fill it all the same. '
 MAX_NOISE = 1e6
 """Largest noise_scale: far beyond any use, far below what float32 holds."""
@@ -131,6 +132,7 @@ class Plan:
         architecture: the graph that a hypernetwork reads; None for ``vae`` and where there is nothing to
             fill.
         verdict: whether the generator's prediction is to be trusted; None where it was not asked.
+        automatic: whether ``pretrained="auto"`` chose the generator.
 
     Example:
         >>> plan = geninit.plan(model)                    # doctest: +SKIP
@@ -145,9 +147,20 @@ class Plan:
     pretrained: WeightGenerator = field(repr=False, compare=False)
     architecture: Architecture | None = field(default=None, repr=False)
     verdict: Verdict | None = None
+    automatic: bool = field(default=False, repr=False)
     modules: WeakKeyDictionary[nn.Module, str] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the modules it was made from: a plan read back needs ``prefix=`` for parts of a model."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__ if name != "modules"}
+
+    def __copy__(self) -> Plan:
+        return replace(self)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state, modules=WeakKeyDictionary())
 
     @cached_property
     def generated(self) -> tuple[Entry, ...]:
@@ -195,6 +208,9 @@ class Plan:
         counts = f"{len(self.skipped)} of {len(self.entries)} parameters"
         # With untrusted="generate" the rest is filled although the network is not trusted.
         distrust = self.verdict is not None and not self.verdict.trusted and not self.generated
+        remedy = ANYWAY if distrust else ""
+        if distrust and self.verb == "ghn" and not self.automatic:
+            remedy = ELSEWHERE + remedy
         silence = "Name them in exclude= if that is as it should be"
         if not strict:
             silence += ", or make it an error with strict=True"
@@ -202,7 +218,7 @@ class Plan:
         chosen = "" if loaded else f", pretrained={self.source!r}"
         return (
             f"{self.verb}_ leaves {counts} of {self.model} as they are: {'; '.join(parts)}. "
-            f"{ANYWAY if distrust else ''}{silence}; "
+            f"{remedy}{silence}; "
             f'geninit.plan(model, "{self.verb}"{chosen}) lists them all'
         )
 
@@ -325,6 +341,13 @@ class Plan:
             gathered=gathered(chain(module.modules(), self.modules)),
             whole=not prefix,
         )
+        frozen = [slot.name for slot, _ in targets.filled.values() if not slot.parameter.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"{len(frozen)} parameters of {type(module).__name__}, first {frozen[0]!r}, were frozen "
+                "after the plan was made: expected requires_grad=True, got False. Plan again after changing "
+                "a model"
+            )
         written = {id(parameter) for parameter in targets.written()}
         check_writable([slot for slot in slots if id(slot.parameter) in written], targets.gathered)
         return targets

@@ -35,6 +35,8 @@ class Expectation(NamedTuple):
         distance: to the nearest of the networks that were measured, in standard deviations among these.
         nearest: names of the nearest ones, nearest first.
         images: what accuracy is measured on.
+        caveat: why the model itself will not start like that, empty where it will: a verb keeps it, for lack
+            of trust, or its classifier.
     """
 
     accuracy: float
@@ -43,11 +45,13 @@ class Expectation(NamedTuple):
     distance: float
     nearest: tuple[str, ...]
     images: str
+    caveat: str = ""
 
     def __str__(self) -> str:
         return (
             f"{100 * self.accuracy:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f} %) on {self.images} "
-            f"before training; at a distance of {self.distance:.2f} from {self.nearest[0]}"
+            f"before training; nearest measured network: {self.nearest[0]}, {self.distance:.2f} standard "
+            f"deviations away{'; but ' if self.caveat else ''}{self.caveat}"
         )
 
 

@@ -7,6 +7,8 @@ import importlib
 
 import torch
 
+from torch_geninit.training.arguments import at_least
+
 COMMANDS = {
     "prepare": ("prepare", "turn an image folder or a torchvision data set into one tensor file"),
     "zoo": ("zoo", "train many networks of one architecture"),
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
             formatter_class=Formatter,
         )
         code.add_arguments(command)
-        command.add_argument("--threads", type=int, help="torch threads, all cores if not said")
+        command.add_argument("--threads", type=at_least(1), help="torch threads, all cores if not said")
         command.set_defaults(run_command=code.main)
     parsed = parser.parse_args(arguments)
     if parsed.threads:

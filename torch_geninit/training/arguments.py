@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 
 
@@ -19,3 +20,24 @@ def at_least(low: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def phases(text: str) -> tuple[tuple[int, int], ...]:
+    """Read ``"16x3000,32x5000"`` as ((16, 3000), (32, 5000)): resolutions, and steps or epochs."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(
+            f"expected RESOLUTIONxAMOUNT, comma separated, both positive, as 16x3,32x5, got {text!r}"
+        )
+    parts = (part.split("x") for part in text.split(","))
+    return tuple((int(resolution), int(amount)) for resolution, amount in parts)
+
+
+def share(text: str) -> float:
+    """Read a share, above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share, above 0 and at most 1, got {text!r}")
+    return value

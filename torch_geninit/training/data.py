@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -149,7 +149,21 @@ def prepare(
 
 
 def load(path: str | Path, name: str) -> Split:
-    """Load the split ``name`` ("train", "validation" or "test") of a prepared file."""
+    """Load the split ``name`` ("train", "validation" or "test") of a prepared file.
+
+    Raises:
+        ValueError: if there is no such file, or it is not a prepared one.
+    """
+    try:
+        return _load(path, name)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected a file that `python -m torch_geninit.training prepare` wrote, got "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _load(path: str | Path, name: str) -> Split:
     with safe_open(str(path), framework="pt") as file:
         header = file.metadata()
         return Split(

@@ -19,6 +19,7 @@ import torch_geninit as geninit
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.architectures import DRAWN, WEIGHTS, Pool, Space, SpaceOptions, weights
+from torch_geninit.training.arguments import at_least, phases
 from torch_geninit.training.classifier import resize
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.distributed import World
@@ -112,9 +113,9 @@ def train_ghn(
     world = World.join(device)
     if schedule.networks % world.size:
         raise ValueError(f"{schedule.networks} networks a step can't be shared by {world.size} ranks evenly")
-    run = Run(folder)
     train, validation = load(data, "train"), load(data, "validation")
     train.check_batch(schedule.batch_size)
+    run = Run(folder)
     calibration = train.spread(2000)
     trained = None if start is None else geninit.load(start)
     sizes, classes = sizes_from(trained, noise, mix), list(train.classes)
@@ -225,30 +226,23 @@ def _batches(train: Split, batch_size: int, seed: int, first: int) -> Iterator[t
         epoch, position = epoch + 1, 0
 
 
-def parse_phases(text: str) -> tuple[tuple[int, int], ...]:
-    """Read ``"16x3000,32x5000"`` as ((16, 3000), (32, 5000))."""
-    try:
-        phases = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
-        return tuple((resolution, amount) for resolution, amount in phases)
-    except ValueError:
-        raise ValueError(f"--phases {text!r}: expected RESOLUTIONxAMOUNT, comma separated") from None
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
     parser.add_argument(
-        "--phases", default="16x3000,24x6000,32x5000", help="RESOLUTIONxSTEPS, comma separated"
+        "--phases", type=phases, default="16x3000,24x6000,32x5000", help="RESOLUTIONxSTEPS, comma separated"
     )
     parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument("--warmup", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=128, help="images a network")
-    parser.add_argument("--networks", type=int, default=1, help="networks a step, over all ranks")
+    parser.add_argument("--warmup", type=at_least(0), default=200)
+    parser.add_argument("--batch-size", type=at_least(1), default=128, help="images a network")
+    parser.add_argument("--networks", type=at_least(1), default=1, help="networks a step, over all ranks")
     parser.add_argument("--clip", type=float, default=1.0, help="largest gradient of a network's parameters")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks")
-    parser.add_argument("--pool", type=int, default=2000, help="different networks to train on")
+    parser.add_argument("--pool", type=at_least(1), default=2000, help="different networks to train on")
     parser.add_argument("--most-macs", type=float, default=60e6, help="multiplications of a network")
-    parser.add_argument("--noise", type=int, default=0, help="noise values per node; 0 is a plain GHN")
+    parser.add_argument(
+        "--noise", type=at_least(0), default=0, help="noise values per node; 0 is a plain GHN"
+    )
     parser.add_argument("--diversity", type=float, default=1.0, help="weight of the cosine between draws")
     parser.add_argument(
         "--floor", type=float, default=-1.0, help="cosine between draws below which there is no pull apart"
@@ -274,7 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--check-every", type=int, default=1000)
+    parser.add_argument("--check-every", type=at_least(1), default=1000)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -282,7 +276,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.data,
         arguments.run,
         Schedule(
-            parse_phases(arguments.phases),
+            arguments.phases,
             arguments.lr,
             arguments.warmup,
             arguments.batch_size,

@@ -17,9 +17,19 @@ def of_file(path: str | Path) -> str:
 
 
 def of_generator(pretrained: str) -> str:
-    """Return the first digits of the sha256 of a generator's file; for ``"auto"``, of all of them."""
+    """Return the first digits of the sha256 of a generator's file; for ``"auto"``, of all of them.
+
+    Raises:
+        ValueError: if it is neither a name of the manifest nor a file.
+    """
     known = {record.name: record for record in manifest.read()}
     if pretrained == hub.AUTO:
         choices = sorted(record.sha256 for record in known.values() if record.kind == "ghn")
         return hashlib.sha256(" ".join(choices).encode()).hexdigest()[:DIGITS]
-    return known[pretrained].sha256[:DIGITS] if pretrained in known else of_file(pretrained)
+    if pretrained in known:
+        return known[pretrained].sha256[:DIGITS]
+    if not Path(pretrained).is_file():
+        raise ValueError(
+            f"there is no generator {pretrained!r}; expected a file or one of {', '.join(known)}"
+        )
+    return of_file(pretrained)

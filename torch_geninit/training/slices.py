@@ -65,8 +65,17 @@ class LayerSlices:
 
 
 def zoo_networks(zoo: str | Path) -> tuple[str, ...]:
-    """Return the names of a zoo's networks, ``<seed>.safetensors``, by seed."""
+    """Return the names of a zoo's networks, ``<seed>.safetensors``, by seed.
+
+    Raises:
+        ValueError: if there are none.
+    """
     names = [path.stem for path in Path(zoo).glob("*.safetensors")]
+    if not names:
+        raise ValueError(
+            f"{zoo} holds no networks; expected a folder of .safetensors files, as "
+            "`python -m torch_geninit.training zoo` fills one"
+        )
     return tuple(sorted(names, key=lambda name: (len(name), name)))
 
 

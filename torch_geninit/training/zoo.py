@@ -17,7 +17,7 @@ from torch import nn
 
 from torch_geninit.training import identity
 from torch_geninit.training.architectures import Space, sample, weights
-from torch_geninit.training.arguments import at_least
+from torch_geninit.training.arguments import at_least, phases
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import STAGED, Spec
@@ -124,9 +124,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--networks", type=at_least(1), default=20)
     parser.add_argument("--lr", type=float, default=RECIPE.lr, help="peak rate of the kernels (Muon)")
-    parser.add_argument("--batch-size", type=int, default=RECIPE.batch_size)
+    parser.add_argument("--batch-size", type=at_least(1), default=RECIPE.batch_size)
     parser.add_argument(
         "--phases",
+        type=phases,
         default=",".join(f"{phase.resolution}x{phase.epochs}" for phase in RECIPE.phases),
         help="RESOLUTIONxEPOCHS, comma separated",
     )
@@ -139,9 +140,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    phases = tuple(Phase(*map(int, part.split("x"))) for part in arguments.phases.split(","))
     recipe = replace(
-        RECIPE, phases=phases, lr=arguments.lr, batch_size=arguments.batch_size, amp=arguments.amp
+        RECIPE,
+        phases=tuple(Phase(*phase) for phase in arguments.phases),
+        lr=arguments.lr,
+        batch_size=arguments.batch_size,
+        amp=arguments.amp,
     )
     first = arguments.first_seed
     train_zoo(
