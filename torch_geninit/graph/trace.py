@@ -47,9 +47,9 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
     Args:
         model: any module.
         example_inputs: what its ``forward`` takes: a tensor, a tuple of arguments, or a dict of keyword
-        arguments;
-            only shapes and types matter, the tensors may be on any device. Guessed from the first layer if
-            None: an image of 1 to 4 channels, features, or tokens.
+            arguments. The tensors may be on any device; only shapes and types matter, unless ``forward``
+            itself decides by values, as in ``if x.mean() > 0``: the graph is then what happens with these.
+            Guessed from the first layer if None: an image of 1 to 4 channels, features, or tokens.
 
     Returns:
         The graph; every parameter that the output depends on is named by exactly its name in
