@@ -421,6 +421,17 @@ class TestText:
         assert plan != geninit.plan(net(), pretrained=ghn, head="keep")
         assert copy.copy(plan) == plan and copy.copy(plan).modules is plan.modules
 
+    def test_a_deep_copy_still_knows_the_parts_of_the_model(self, ghn: WeightGenerator) -> None:
+        model, other = net(), net()
+        plan = geninit.plan(model, pretrained=ghn)
+        again = copy.deepcopy(plan)
+        assert again == plan and again.pretrained is not plan.pretrained
+        name, part = next((n, m) for n, m in model.named_modules() if n and list(m.parameters()))
+        again.write_(part)
+        plan.write_(other.get_submodule(name), prefix=name)
+        for mine, expected in zip(part.parameters(), other.get_submodule(name).parameters(), strict=True):
+            assert torch.equal(mine, expected)
+
     def test_a_plan_goes_to_other_processes(self, ghn: WeightGenerator) -> None:
         model, other = net(), net()
         plan = geninit.plan(model, pretrained=ghn)

@@ -70,4 +70,9 @@ def test_what_is_there_is_not_trained_again(
     before = (tmp_path / "7.safetensors").read_bytes()
     monkeypatch.setattr(zoo, "train_classifier", None)
     zoo.train_zoo(data, tmp_path, seeds=range(7, 8), recipe=RECIPE)
+    record = (tmp_path / "7.json").read_text()
+    (tmp_path / "7.json").unlink()  # stopped between network and record
+    zoo.train_zoo(data, tmp_path, seeds=range(7, 8), recipe=RECIPE)
+    again = json.loads((tmp_path / "7.json").read_text())
+    assert {**again, "seconds": 0} == {**json.loads(record), "seconds": 0}
     assert (tmp_path / "7.safetensors").read_bytes() == before

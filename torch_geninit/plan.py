@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
@@ -147,7 +148,7 @@ class Plan:
     pretrained: WeightGenerator = field(repr=False, compare=False)
     architecture: Architecture | None = field(default=None, repr=False)
     verdict: Verdict | None = None
-    automatic: bool = field(default=False, repr=False)
+    automatic: bool = field(default=False, repr=False, compare=False)
     modules: WeakKeyDictionary[nn.Module, str] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
     )
@@ -158,6 +159,10 @@ class Plan:
 
     def __copy__(self) -> Plan:
         return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        state = deepcopy(self.__getstate__(), memo)
+        return replace(self, **state)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state, modules=WeakKeyDictionary())

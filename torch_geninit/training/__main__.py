@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
             formatter_class=Formatter,
         )
         code.add_arguments(command)
-        command.add_argument("--threads", type=at_least(1), help="torch threads, all cores if not said")
+        command.add_argument("--threads", type=at_least(1), help="torch threads")
         command.set_defaults(run_command=code.main)
     parsed = parser.parse_args(arguments)
     if parsed.threads:

@@ -159,7 +159,7 @@ def calibration(records: Sequence[dict[str, Any]], measured: MeasuredNetworks) -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", required=True, help="hypernetwork: a manifest name or a file")
-    parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
+    parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
     parser.add_argument("--networks", type=at_least(2), default=200, help="networks to learn from")
     parser.add_argument("--resnets", type=int, default=0, help="ResNets to learn from besides")
     parser.add_argument("--judged-by", type=at_least(2), default=100, help="others to hold it against")

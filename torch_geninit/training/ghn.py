@@ -207,7 +207,8 @@ def _same_run(run: Run, state: Mapping[str, Any], own: Mapping[str, Any]) -> Non
     """Refuse to go on with what an export would then describe wrongly."""
     for part, wanted in own.items():
         found = json.loads(json.dumps(state[part]))
-        other = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        # As text: the order of the families decides which networks are drawn.
+        other = [n for n in {**wanted, **found} if json.dumps(wanted.get(n)) != json.dumps(found.get(n))]
         if other:
             raise ValueError(
                 f"{run.folder} holds a run with another {part}: expected {other[0]} "

@@ -28,8 +28,9 @@ def of_generator(pretrained: str) -> str:
         return hashlib.sha256(" ".join(choices).encode()).hexdigest()[:DIGITS]
     if pretrained in known:
         return known[pretrained].sha256[:DIGITS]
-    if not Path(pretrained).is_file():
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
         raise ValueError(
             f"there is no generator {pretrained!r}; expected a file or one of {', '.join(known)}"
         )
-    return of_file(pretrained)
+    return of_file(path)

@@ -32,6 +32,13 @@ class Run:
         """Seconds of work in this run, those before the last resume included."""
         return self._seconds_before + time.monotonic() - self._started
 
+    def peek(self) -> dict[str, Any] | None:
+        """Return the state of the last checkpoint, if there is one, and change nothing."""
+        if not self.checkpoint.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)["state"]
+        return state
+
     def resume(self) -> dict[str, Any] | None:
         """Return the state of the last checkpoint, or None for a fresh run."""
         if not self.checkpoint.exists():

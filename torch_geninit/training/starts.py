@@ -167,6 +167,7 @@ def compare(
         tasks = first | {f"lr{best:g}/{seed}": (best, seed) for seed in seeds}
         deque(records.fill(tasks, trained), maxlen=0)
         for key, record in zip(tasks, records.of(tasks), strict=True):
+            record["start"] = start  # the same file may have been named otherwise
             if record["lr"] == best and "test" not in record:
                 model = ResNet(course.blocks, num_classes=len(test.classes))
                 model.load_state_dict(load_file(str(own / f"{key}.safetensors")))

@@ -153,7 +153,7 @@ def load_vaes(folder: str | Path) -> TrainedVAEs:
     Raises:
         ValueError: if the run is not finished.
     """
-    state = Run(folder).resume()
+    state = Run(folder).peek()
     if state is None or state["done"] < len(state["card"]["sizes"]["layers"]):
         raise ValueError(f"{folder} holds no finished run of VAEs; resume it with train_vaes")
     recipe = VAERecipe(**{**state["recipe"], "epochs": tuple(state["recipe"]["epochs"])})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from torch_geninit.training import identity
@@ -72,15 +72,11 @@ def train_zoo(
         model = he_(drawn(seed, train, families, most_macs) if families else resnet20(len(train.classes)))
         if compile:
             model.compile(dynamic=False)
-        run = Run(folder / f"run-{seed}")
-        train_classifier(
-            model,
-            train,
-            recipe,
-            seed=seed,
-            run=run,
-            description=f"network {seed}",
-        )
+        target, run = folder / f"{seed}.safetensors", Run(folder / f"run-{seed}")
+        if target.exists():  # without a record: stopped just before it
+            model.load_state_dict(load_file(target))
+        else:
+            train_classifier(model, train, recipe, seed=seed, run=run, description=f"network {seed}")
         model._compiled_call_impl = None  # one pass each over two sets: not worth compiling
         metrics = {
             "seed": seed,
@@ -91,8 +87,8 @@ def train_zoo(
         layers = model.named_modules()
         order = json.dumps([f"{name}.weight" for name, layer in layers if isinstance(layer, nn.Conv2d)])
         state = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(state, str(folder / f"{seed}.safetensors"), {CONVOLUTIONS: order})
-        run.checkpoint.unlink()
+        save_file(state, str(target), {CONVOLUTIONS: order})
+        run.checkpoint.unlink(missing_ok=True)
         return metrics
 
     settings = {
