@@ -21,7 +21,7 @@ from torch_geninit.training import identity, unseen
 from torch_geninit.training.architectures import WEIGHTS, Space, classical, sample_unseen
 from torch_geninit.training.arguments import at_least
 from torch_geninit.training.data import Split, load
-from torch_geninit.training.families import LANDMARK_BLOCKS, Spec
+from torch_geninit.training.families import LANDMARK_BLOCKS, Spec, by_digest
 from torch_geninit.training.records import Records
 
 LENGTHS = tuple(2.0**k for k in range(-1, 7))
@@ -79,8 +79,6 @@ def measure_networks(
 
     Each record has the network's name, description, and what :func:`unseen.measure` tells.
     """
-    from tqdm.auto import tqdm
-
     example = train.normalise(train.images[:1])
 
     def measure(spec: Spec) -> dict[str, Any]:
@@ -91,11 +89,7 @@ def measure_networks(
         point = describe(graph, found["distance"], 1 - found["generated"], len(train.classes))
         return {"network": name_of(spec), "point": [round(x, 4) for x in point.tolist()], **found}
 
-    named = {f"{spec.digest:08x}": spec for spec in specs}
-    with tqdm(initial=len(records.of(named)), total=len(named), unit="network") as progress:
-        for _ in records.fill(named, measure):
-            progress.update()
-    return records.of(named)
+    return records.complete(by_digest(specs), measure, progress="network")
 
 
 def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = 0.2) -> dict[str, Any]:
@@ -181,8 +175,7 @@ def main(arguments: argparse.Namespace) -> None:
     resnets = (spec for spec in resnet_specs(arguments.resnets) if spec not in judges)
     sets = {"references": [*random_ones, *resnets], "judges": judges}
     settings = {
-        "generator": identity.of_generator(arguments.pretrained),
-        "data": identity.of_file(arguments.data),
+        **identity.of_measurement(arguments.pretrained, arguments.data),
         "images": len(validation),
     }
     records = {

@@ -20,7 +20,7 @@ from torch_geninit.training.arguments import at_least
 from torch_geninit.training.classifier import Phase, Recipe, diverged, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.expectation import name_of
-from torch_geninit.training.families import Spec
+from torch_geninit.training.families import Spec, by_digest
 from torch_geninit.training.networks import he_
 from torch_geninit.training.pairs import Lead, best_rate
 from torch_geninit.training.records import Records
@@ -123,20 +123,13 @@ def main(arguments: argparse.Namespace) -> None:
     train, validation = load(arguments.data, "train"), load(arguments.data, "validation")
     families = {name: WEIGHTS[name] for name in arguments.families}
     protocol: dict[str, Any] = {"rates": arguments.rates, "seeds": arguments.seeds, "amp": arguments.amp}
-    specs = {
-        f"{spec.digest:08x}": spec
-        for spec in unseen_specs(arguments.networks, families, int(arguments.most_macs))
-    }
+    specs = by_digest(unseen_specs(arguments.networks, families, int(arguments.most_macs)))
 
     def compared(spec: Spec) -> dict[str, Any]:
         return compare(spec, arguments.pretrained, train, validation, **protocol)
 
-    settings = {
-        "generator": identity.of_generator(arguments.pretrained),
-        "data": identity.of_file(arguments.data),
-        **protocol,
-    }
-    records = Records(arguments.run, settings)
+    content = identity.of_measurement(arguments.pretrained, arguments.data)
+    records = Records(arguments.run, {**content, **protocol})
     for record in records.fill(specs, compared):
         print(json.dumps(record), flush=True)
     print(json.dumps(summary(records.of(specs))))

@@ -16,6 +16,11 @@ def of_file(path: str | Path) -> str:
     return sha256(Path(path))[:DIGITS]
 
 
+def of_measurement(pretrained: str, data: str | Path) -> dict[str, str]:
+    """Return what :class:`Records` of a generator's networks on ``data`` depend on."""
+    return {"generator": of_generator(pretrained), "data": of_file(data)}
+
+
 def of_generator(pretrained: str) -> str:
     """Return the first digits of the sha256 of a generator's file; for ``"auto"``, of all of them.
 

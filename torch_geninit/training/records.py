@@ -60,6 +60,18 @@ class Records:
                     continue
                 yield record
 
+    def complete(
+        self, tasks: Mapping[str, Task], work: Callable[[Task], dict[str, Any]], *, progress: str = ""
+    ) -> list[dict[str, Any]]:
+        """Do as :meth:`fill` and return all records; ``progress`` names the unit of a progress bar."""
+        from tqdm.auto import tqdm
+
+        done = len(self.of(tasks))
+        with tqdm(initial=done, total=len(tasks), unit=progress, disable=not progress) as bar:
+            for _ in self.fill(tasks, work):
+                bar.update()
+        return self.of(tasks)
+
     def of(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Return the records there are, in the order of ``names``."""
         return [json.loads(self._path(name).read_text()) for name in names if self._path(name).exists()]

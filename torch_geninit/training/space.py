@@ -15,7 +15,7 @@ from torch_geninit.training import identity, unseen
 from torch_geninit.training.architectures import DRAWN, WEIGHTS, weights
 from torch_geninit.training.arguments import at_least
 from torch_geninit.training.data import Split, load
-from torch_geninit.training.families import Spec
+from torch_geninit.training.families import Spec, by_digest
 from torch_geninit.training.records import Records
 
 USEFUL = 0.2
@@ -35,18 +35,12 @@ def measure_space(
     pretrained: Pretrained, train: Split, measured: Split, specs: Sequence[Spec], records: Records
 ) -> list[dict[str, Any]]:
     """Measure networks of the space that ``records`` lack; return the record of each there is."""
-    from tqdm.auto import tqdm
-
-    named = {f"{spec.digest:08x}": spec for spec in specs}
 
     def measure(spec: Spec) -> dict[str, Any]:
         (found,) = unseen.survey_space(pretrained, train, measured, [spec])
         return found
 
-    with tqdm(initial=len(records.of(named)), total=len(named), unit="network") as progress:
-        for _ in records.fill(named, measure):
-            progress.update()
-    return records.of(named)
+    return records.complete(by_digest(specs), measure, progress="network")
 
 
 def reliability(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -131,8 +125,7 @@ def main(arguments: argparse.Namespace) -> None:
         unseen.unseen_specs(arguments.networks, weights(arguments.families), int(arguments.most_macs))
     )
     settings = {
-        "generator": identity.of_generator(arguments.pretrained),
-        "data": identity.of_file(arguments.data),
+        **identity.of_measurement(arguments.pretrained, arguments.data),
         "split": arguments.split,
     }
     records = measure_space(arguments.pretrained, train, measured, specs, Records(arguments.run, settings))

@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import statistics
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,11 +161,10 @@ def compare(
             return train_from(start, lr, seed, course, train, validation, own / f"lr{lr:g}")
 
         first = {f"lr{lr:g}/{seeds[0]}": (lr, seeds[0]) for lr in rates}
-        deque(records.fill(first, trained), maxlen=0)
-        best = best_rate({record["lr"]: record["validation"][-1] for record in records.of(first)})
+        rated = records.complete(first, trained)
+        best = best_rate({record["lr"]: record["validation"][-1] for record in rated})
         tasks = first | {f"lr{best:g}/{seed}": (best, seed) for seed in seeds}
-        deque(records.fill(tasks, trained), maxlen=0)
-        for key, record in zip(tasks, records.of(tasks), strict=True):
+        for key, record in zip(tasks, records.complete(tasks, trained), strict=True):
             record["start"] = start  # the same file may have been named otherwise
             if record["lr"] == best and "test" not in record:
                 model = ResNet(course.blocks, num_classes=len(test.classes))

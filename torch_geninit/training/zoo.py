@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -97,7 +96,7 @@ def train_zoo(
         "families": list(families),
         "most_macs": most_macs,
     }
-    deque(Records(folder, settings).fill({str(seed): seed for seed in seeds}, trained), maxlen=0)
+    Records(folder, settings).complete({str(seed): seed for seed in seeds}, trained)
 
 
 def drawn(seed: int, train: Split, families: Sequence[str], most_macs: int) -> nn.Module:
