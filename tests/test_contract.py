@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import torch_geninit as geninit
+from torch_geninit.entry import Route
 from torch_geninit.generators.base import Verdict, WeightGenerator
 from torch_geninit.generators.compact import Compact, Tile
-from torch_geninit.plan import Plan, Route
+from torch_geninit.plan import Plan
 
 
 class Block(nn.Module):

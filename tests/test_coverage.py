@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
-from torch_geninit.plan import Route
+from torch_geninit.entry import Route
 from torch_geninit.training import coverage
 from torch_geninit.training.coverage import Row, Subject
 from torch_geninit.training.coverage_page import section

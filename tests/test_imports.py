@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).parent.parent / "torch_geninit"
 
 # Layers from the bottom up; a module imports from its own layer or from below.
 LAYERS = [
-    {"_version", "interrupts", "ambient", "strict_json", "graph.architecture", "graph.vocabulary"},
+    {"_version", "errors", "interrupts", "ambient", "strict_json", "graph.architecture", "graph.vocabulary"},
     {"graph"},
     {"generators"},
-    {"marks", "shard", "survey", "table", "reset", "targets", "write", "plan"},
+    {"marks", "shard", "survey", "table", "reset", "targets", "write", "entry", "prediction", "plan"},
     {"manifest", "download", "hub", "calibrate"},
     {"coverage"},
     {"selection"},
@@ -32,7 +32,9 @@ LAYERS = [
 NEVER = {
     "graph": {"generators", "plan", "write", "hub", "survey"},
     "generators": {"write", "hub", "survey", "initializers", "coverage"},
+    "entry": {"survey", "write", "plan", "prediction"},
     "plan": {"hub", "generators", "initializers"},
+    "prediction": {"hub", "generators", "initializers", "plan"},
     "write": {"hub", "generators", "initializers", "plan"},
     "hub": {"plan", "write", "graph", "survey"},
     "calibrate": {"plan", "write", "graph", "hub", "generators"},

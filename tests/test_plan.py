@@ -14,10 +14,11 @@ from conftest import ghn_card
 from torch import Tensor, nn
 
 import torch_geninit as geninit
+from torch_geninit.entry import Layer, Route
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.graph.landmarks import head_nodes
-from torch_geninit.plan import Layer, Plan, Route
+from torch_geninit.plan import Plan
 from torch_geninit.survey import canonical, survey
 
 Generators = Callable[[str], WeightGenerator]

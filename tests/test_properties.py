@@ -23,12 +23,13 @@ from test_contract import AMBIENT, Broken, ambient, same, settings_of_torch, sta
 from torch import Tensor, nn
 
 import torch_geninit as geninit
+from torch_geninit.entry import Route
 from torch_geninit.generators.base import Verdict, WeightGenerator
 from torch_geninit.generators.compact import Compact, Tile
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.vae import SliceVAEs
-from torch_geninit.plan import Plan, Route
+from torch_geninit.plan import Plan
 
 WRITTEN = (Route.GENERATED, Route.TIED)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.plan import Plan, Prediction
+from torch_geninit.plan import Plan
+from torch_geninit.prediction import Prediction
 
 Generators = Callable[[str], WeightGenerator]
 FLAG = "_is_hf_initialized"

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import torch_geninit as geninit
+from torch_geninit.entry import Route
 from torch_geninit.generators.ghn import GraphHyperNetwork
-from torch_geninit.plan import Plan, Route
+from torch_geninit.plan import Plan
 
 Row = tuple[nn.Module, Any]
 FILLED = (Route.GENERATED, Route.TIED)

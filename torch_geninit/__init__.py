@@ -2,6 +2,7 @@
 
 from torch_geninit._version import __version__
 from torch_geninit.calibrate import recalibrate_bn_
+from torch_geninit.errors import GenInitWarning, StrictError
 from torch_geninit.expectation import expect
 from torch_geninit.generators.expectation import Expectation
 from torch_geninit.generators.file import GeneratorFileError
@@ -9,7 +10,7 @@ from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.trace import TraceError, trace
 from torch_geninit.hub import HubError, list_pretrained, load
 from torch_geninit.initializers import ghn_, noise_ghn_, plan, vae_
-from torch_geninit.plan import GenInitWarning, Plan, StrictError
+from torch_geninit.plan import Plan
 
 __all__ = [
     "Architecture",

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_geninit.ambient import fixed
+from torch_geninit.entry import Entry, Layer, Route
 from torch_geninit.graph.architecture import Architecture, ParameterUse
 from torch_geninit.graph.landmarks import head_nodes
-from torch_geninit.plan import Entry, Layer, Plan, Route, Verb
+from torch_geninit.plan import Plan, Verb
 from torch_geninit.survey import Slot, canonical, canonical_module, survey
 
 if TYPE_CHECKING:

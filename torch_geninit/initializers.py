@@ -12,9 +12,11 @@ from torch import nn
 
 from torch_geninit import hub
 from torch_geninit.coverage import Head, Patterns, Untrusted, plan_graph, plan_layers
+from torch_geninit.errors import GenInitWarning, StrictError
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
-from torch_geninit.plan import GenInitWarning, Kept, Plan, StrictError, Verb, refuse_kept
+from torch_geninit.plan import Plan, Verb
+from torch_geninit.prediction import Kept, refuse_kept
 from torch_geninit.selection import select
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from functools import cached_property
 from itertools import chain
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from warnings import warn
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from torch_geninit import marks, table
+from torch_geninit import table
 from torch_geninit.ambient import fixed
-from torch_geninit.graph.architecture import Architecture, Shape
+from torch_geninit.entry import Entry, Route
+from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.clone import unwrap
 from torch_geninit.graph.draw import Drawing
-from torch_geninit.reset import stale_buffers, to_reset
+from torch_geninit.prediction import Kept, Prediction, refuse_kept
 from torch_geninit.shard import gathered
-from torch_geninit.survey import Slot, survey
+from torch_geninit.survey import survey
 from torch_geninit.targets import Targets, find_targets
-from torch_geninit.write import Assignment, check_prediction, check_writable, write
+from torch_geninit.write import check_prediction, check_writable
 
 if TYPE_CHECKING:
     from torch_geninit.generators.base import Verdict, WeightGenerator
@@ -35,89 +34,12 @@ if TYPE_CHECKING:
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Verb = Literal["vae", "ghn", "noise_ghn"]
-Kept = Literal["keep", "reset", "error"]
 
 
 ELSEWHERE = 'Other shipped generators may know it: pass pretrained="auto". '
 ANYWAY = 'Pass untrusted="generate" to fill it all the same. '
 MAX_NOISE = 1e6
 """Largest noise_scale: far beyond any use, far below what float32 holds."""
-
-
-class GenInitWarning(UserWarning):
-    """Some parameters were left as they were, though nobody asked for that."""
-
-
-class StrictError(ValueError):
-    """Some parameters would be left as they are, and the caller asked for an error then."""
-
-
-class Route(str, Enum):
-    """What happens to a parameter."""
-
-    GENERATED = "generated"
-    TIED = "tied"
-    """Shares the memory of one that is generated."""
-    KEPT = "kept"
-    """Left as it is by design: excluded, frozen, a head of another size, not what the method draws."""
-    SKIPPED = "skipped"
-    """Left as it is because unsupported, unreached or not to be trusted: verbs warn about these."""
-
-    def __str__(self) -> str:
-        return self.value
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer as generators see it that fill layers one by one.
-
-    Attributes:
-        op: primitive, as ``"conv"``.
-        kernel_size: spatial extents of the kernel.
-        depth: relative position among the layers of that kind, 0 the first and 1 the last in order of
-            registration; 0.5 for a layer on its own.
-        index: absolute position.
-        groups: into which the input channels are parted.
-    """
-
-    op: str
-    kernel_size: Shape
-    depth: float
-    index: int
-    groups: int = 1
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One parameter in a plan.
-
-    Attributes:
-        name: as in the model's ``named_parameters``.
-        canonical: the name without what wrappers add; it seeds the parameter's noise.
-        shape: of the whole parameter, sharded or not.
-        dtype: without ``torch.``.
-        route: what happens to it.
-        reason: why, in a few words.
-        role: ``"weight"``, ``"bias"``, ... where known.
-        node: index of the node of the architecture that reads it first.
-        layer: for generators that fill layers one by one.
-        tied_to: name of the first parameter with the same memory.
-        fan_in: inputs to each unit, prod(shape[1:]); 0 for vectors and scalars.
-        part: which parameter of several that its tensor is computed from (weight normalisation), else empty.
-    """
-
-    name: str
-    canonical: str
-    shape: Shape
-    dtype: str
-    route: Route
-    reason: str
-    role: str | None = None
-    node: int | None = None
-    layer: Layer | None = None
-    tied_to: str | None = None
-    fan_in: int = 0
-    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -303,17 +225,8 @@ class Plan:
         targets = self.match(module, prefix, keep_loaded=True)
         refuse_kept(kept, targets.left)
         if not targets.filled and kept == "keep":
-            return Prediction(self, {})._write(module, targets, kept)
-        return self.predict(seed=seed, noise_scale=noise_scale)._write(module, targets, kept)
-
-    def _tell_loaded(self, module: nn.Module, targets: Targets) -> None:
-        if targets.loaded and targets.whole and marks.pass_is_over(module):
-            warn(
-                f"write_ keeps {len(targets.loaded)} parameters of {self.model} that were loaded from a "
-                f"checkpoint, first {targets.loaded[0].name!r}; {self.verb}_ writes to all",
-                GenInitWarning,
-                stacklevel=4,
-            )
+            return Prediction(self, {}).apply(module, targets, kept)
+        return self.predict(seed=seed, noise_scale=noise_scale).apply(module, targets, kept)
 
     def match(self, module: nn.Module, prefix: str | None = None, *, keep_loaded: bool = False) -> Targets:
         """Find the parameters of ``module`` that this plan fills, and check that they can be written.
@@ -375,59 +288,3 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return table.html(self)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A generator's compact predictions for a plan, expanded as they are written.
-
-    Attributes:
-        plan: what was predicted for.
-        compact: entry's name -> its prediction.
-    """
-
-    plan: Plan
-    compact: Mapping[str, Compact] = field(repr=False)
-
-    def write_(self, module: ModuleT, *, prefix: str | None = None, kept: Kept = "keep") -> ModuleT:
-        """Fill ``module``, the planned model or a part of it, in place; as :meth:`Plan.write_`."""
-        return self._write(module, self.plan.match(module, prefix, keep_loaded=True), kept)
-
-    def _write(self, module: ModuleT, targets: Targets, kept: Kept) -> ModuleT:
-        self.plan._tell_loaded(module, targets)
-        self.fill(module, targets, kept)
-        if marks.reads_marks(chain((module,), self.plan.modules)):
-            marks.mark(targets.written())
-        return module
-
-    def fill(self, module: ModuleT, targets: Targets, kept: Kept) -> ModuleT:
-        """Write to parameters that were matched before."""
-        refuse_kept(kept, targets.left)
-        resets: list[nn.Module] = []
-        if kept == "reset":
-            check_writable(targets.left, targets.gathered)
-            resets = to_reset(module, targets.left)
-            if stale := stale_buffers(module):
-                warn(
-                    f"kept='reset' leaves {len(stale)} buffers as they are, whose modules have no "
-                    f"reset_parameters(): {', '.join(stale[:4])}{', ...' if len(stale) > 4 else ''}",
-                    GenInitWarning,
-                    stacklevel=4,
-                )
-        write(
-            [Assignment(slot, self.compact[entry]) for slot, entry in targets.filled.values()],
-            resets,
-        )
-        return module
-
-
-def refuse_kept(kept: Kept, left: Sequence[Slot]) -> None:
-    """Check the option ``kept``; with ``"error"`` refuse to leave any parameter as it is."""
-    if kept not in ("keep", "reset", "error"):
-        raise ValueError(f"kept: expected 'keep', 'reset' or 'error', got {kept!r}")
-    if kept == "error" and left:
-        names = ", ".join(slot.name for slot in left[:10])
-        raise StrictError(
-            f"kept='error', and {len(left)} parameters are not generated: {names}"
-            f"{', ...' if len(left) > 10 else ''}. Use kept='keep' or 'reset'; nothing was changed"
-        )

@@ -7,7 +7,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch_geninit.plan import Entry, Plan
+    from torch_geninit.entry import Entry
+    from torch_geninit.plan import Plan
 
 HEADER = ("parameter", "shape", "route", "He std", "source or reason")
 WIDEST = 70

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import nn
 
 if TYPE_CHECKING:
+    from torch_geninit.entry import Entry
     from torch_geninit.generators.compact import Compact
     from torch_geninit.generators.expectation import Expectation
     from torch_geninit.graph.architecture import Architecture
-    from torch_geninit.plan import Entry, Plan
+    from torch_geninit.plan import Plan
 
 
 class Verdict(NamedTuple):

@@ -24,7 +24,8 @@ from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, S
 from torch_geninit.graph.landmarks import head_nodes, normalised_kernels, packed_sections
 
 if TYPE_CHECKING:
-    from torch_geninit.plan import Entry, Plan
+    from torch_geninit.entry import Entry
+    from torch_geninit.plan import Plan
 
 SIZES = (
     "primitives",

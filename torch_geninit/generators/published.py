@@ -28,7 +28,8 @@ from torch_geninit.graph.architecture import Architecture, Shape
 from torch_geninit.graph.autograd_vocabulary import PRIMITIVES
 
 if TYPE_CHECKING:
-    from torch_geninit.plan import Entry, Plan
+    from torch_geninit.entry import Entry
+    from torch_geninit.plan import Plan
 
 
 _BOUNDS = (("family", 2, 3), ("width", 4, 4096), ("kernel", 1, 64), ("layers", 0, 256), ("heads", 0, 256))

@@ -16,8 +16,9 @@ from torch_geninit.generators.noise import noise_stream
 from torch_geninit.generators.slice_decoders import PaperDecoder, SliceDecoder
 
 if TYPE_CHECKING:
+    from torch_geninit.entry import Entry
     from torch_geninit.graph.architecture import Architecture, Shape
-    from torch_geninit.plan import Entry, Plan
+    from torch_geninit.plan import Plan
 
 CHUNK = 8192
 """Slices decoded at once. Noise is drawn chunk by chunk, so this number is part of the sampling algorithm."""

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor, nn
 
 import torch_geninit as geninit
+from torch_geninit.entry import Route
 from torch_geninit.graph.clone import tensors_in
 from torch_geninit.graph.inputs import guesses
 from torch_geninit.initializers import Pretrained
-from torch_geninit.plan import Plan, Route
+from torch_geninit.plan import Plan
 from torch_geninit.training import coverage_models as data
 from torch_geninit.training import document
 from torch_geninit.training.coverage_page import INTRODUCTION, section
