@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import Verb
 
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.file import read, write
@@ -134,3 +135,12 @@ def images() -> Split:
     pixels = torch.randint(0, 255, (40, 3, 32, 32), generator=stream, dtype=torch.uint8)
     names = tuple(f"class {i}" for i in range(10))
     return Split(pixels, torch.arange(40) % 10, (0.5,) * 3, (0.25,) * 3, names)
+
+
+@pytest.fixture(params=[("vae", "vae"), ("ghn", "ghn"), ("noise_ghn", "noise-ghn")], ids=lambda p: p[0])
+def verb(
+    request: pytest.FixtureRequest,
+    tiny: Callable[[str], WeightGenerator],
+    tiny_file: Callable[[str], Path],
+) -> Verb:
+    return Verb(*request.param, tiny, tiny_file)

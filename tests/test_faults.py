@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_contract import Net, same, state, values
+from contract import Net, same, state, values
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_generator
-from test_contract import random_state, same, settings_of_torch, state, values
+from contract import random_state, same, settings_of_torch, state, values
 from torch import Tensor, nn
 
 import torch_geninit as geninit

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_generator
+from contract import same, settings_of_torch, values
 from ghn_checkpoints import original
-from test_contract import same, settings_of_torch, values
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import ghn_card, vae_card
+from contract import AMBIENT, Broken, ambient, same, settings_of_torch, state, values
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from random_networks import Recipe, permute
-from test_contract import AMBIENT, Broken, ambient, same, settings_of_torch, state, values
 from torch import Tensor, nn
 
 import torch_geninit as geninit
