@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from itertools import combinations
 
 import pytest
@@ -29,6 +31,22 @@ def test_all_subsets_are_measured_once() -> None:
     assert found["accuracy"] == pytest.approx(right, rel=1e-5)
 
 
+def test_the_error_of_single_networks_is_that_of_a_mean() -> None:
+    values = torch.randn(7, generator=torch.Generator().manual_seed(0)).tolist()
+    mean, error = ensembles.mean_and_error(values, 7, 1)
+    assert mean == pytest.approx(statistics.mean(values))
+    assert error == pytest.approx(statistics.stdev(values) / math.sqrt(7))
+
+
+def test_the_error_of_ensembles_covers_what_other_members_would_have_given() -> None:
+    # A sum of pairs' means is linear in the members: the error of the mean is that of the members' mean.
+    worths = torch.randn(6, generator=torch.Generator().manual_seed(1)).tolist()
+    pairs = [(a + b) / 2 for a, b in combinations(worths, 2)]
+    _, error = ensembles.mean_and_error(pairs, 6, 2)
+    assert error == pytest.approx(statistics.stdev(worths) / math.sqrt(6))
+    assert ensembles.mean_and_error([0.5], 6, 6) == (0.5, None)
+
+
 def test_a_report_averages_over_corruptions_and_severities(
     images: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,6 +63,12 @@ def test_a_report_averages_over_corruptions_and_severities(
         for severity in range(1, 6):
             harmed = corrupted(few, kind, severity)
             entropies += [F.cross_entropy(logits_of(model, harmed), few.labels).item() for model in models]
-    assert found["corrupted"]["nll"] == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
+    assert found["together"] == found["alone"], "of one network"
+    nll, error = found["alone"]["corrupted"]["nll"]
+    assert nll == pytest.approx(sum(entropies) / len(entropies), rel=1e-5)
+    own = [sum(entropies[member::2]) / 10 for member in (0, 1)]
+    assert error == pytest.approx(abs(own[0] - own[1]) / 2, rel=1e-3)
+    severities = [found["alone"]["by severity"][severity]["nll"][0] for severity in range(1, 6)]
+    assert nll == pytest.approx(sum(severities) / 5)
     one, other = (logits_of(model, images).argmax(1) for model in models)
     assert found["disagreement"] == pytest.approx((one != other).float().mean().item())

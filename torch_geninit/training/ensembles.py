@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -51,39 +52,81 @@ def diversity(members: Sequence[Tensor]) -> dict[str, float]:
     }
 
 
+def of_each_subset(members: Sequence[Tensor], labels: Tensor, size: int) -> dict[str, list[float]]:
+    """Return :func:`measures` of every ensemble of ``size`` of the ``members``' logits, in one order."""
+    together = [measures(probabilities_of(chosen), labels) for chosen in combinations(members, size)]
+    return {key: [one[key] for one in together] for key in together[0]}
+
+
 def of_all_subsets(members: Sequence[Tensor], labels: Tensor, size: int) -> dict[str, float]:
     """Return the mean of :func:`measures` over all ensembles of ``size`` of the ``members``' logits."""
-    together = [measures(probabilities_of(chosen), labels) for chosen in combinations(members, size)]
-    return {key: statistics.mean(one[key] for one in together) for key in together[0]}
+    return {key: statistics.mean(values) for key, values in of_each_subset(members, labels, size).items()}
+
+
+def mean_and_error(values: Sequence[float], members: int, size: int) -> tuple[float, float | None]:
+    r"""Average a measure of all ensembles of ``size`` out of ``members``; add the mean's standard error.
+
+    The ensembles share members, so the error is the jackknife's over members, which errs on the wide side:
+
+    .. math:: \mathrm{se}^2 = \frac{n - 1}{n} \sum_i (\bar u_{-i} - \bar u_{-\cdot})^2
+
+    where the first mean is over the ensembles without member i. None if every ensemble has all members.
+
+    Source: B. Efron and C. Stein, The jackknife estimate of variance, Annals of Statistics 9 (1981).
+    """
+    mean = statistics.mean(values)
+    if size == members:
+        return mean, None
+    subsets = list(combinations(range(members), size))
+    without = [
+        statistics.mean(value for value, chosen in zip(values, subsets, strict=True) if member not in chosen)
+        for member in range(members)
+    ]
+    return mean, math.sqrt((members - 1) * statistics.pvariance(without))
 
 
 def report(models: Sequence[nn.Module], test: Split, *, size: int, images: int) -> dict[str, Any]:
     """Measure networks alone and in all ensembles of ``size``.
 
-    ``clean`` is on all of ``test``; ``corrupted`` the mean over every corruption and severity, each on
-    ``images``
-    evenly spaced images of it, and ``by severity`` the same for each.
+    ``alone`` and ``together`` hold pairs of mean and standard error (:func:`mean_and_error`): ``clean`` on
+    all of ``test``; ``corrupted`` over every corruption and severity, each on ``images`` evenly spaced images
+    of it; ``by severity`` the same for each.
     """
     from tqdm.auto import tqdm
 
     clean = [logits_of(model, test) for model in models]
     few = test.spread(images)
-    by_severity: dict[int, list[dict[str, float]]] = {severity: [] for severity in SEVERITIES}
+    harmed: dict[int, list[list[Tensor]]] = {severity: [] for severity in SEVERITIES}
     for name in tqdm(CORRUPTIONS, unit="corruption"):
         for severity in SEVERITIES:
-            harmed = corrupted(few, name, severity)
-            logits = [logits_of(model, harmed) for model in models]
-            by_severity[severity].append(of_all_subsets(logits, harmed.labels, size))
-    means = {
-        severity: {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
-        for severity, rows in by_severity.items()
-    }
+            kind = corrupted(few, name, severity)
+            harmed[severity].append([logits_of(model, kind) for model in models])
+
+    def summed_up(members: int) -> dict[str, Any]:
+        def over(conditions: Sequence[dict[str, list[float]]]) -> dict[str, Any]:
+            return {
+                key: mean_and_error(
+                    [statistics.mean(row) for row in zip(*(c[key] for c in conditions), strict=True)],
+                    len(models),
+                    members,
+                )
+                for key in conditions[0]
+            }
+
+        by_severity = {
+            severity: [of_each_subset(logits, few.labels, members) for logits in conditions]
+            for severity, conditions in harmed.items()
+        }
+        return {
+            "clean": over([of_each_subset(clean, test.labels, members)]),
+            "corrupted": over(list(chain.from_iterable(by_severity.values()))),
+            "by severity": {severity: over(conditions) for severity, conditions in by_severity.items()},
+        }
+
     return {
         "networks": len(models),
-        "member": statistics.mean((one.argmax(1) == test.labels).float().mean().item() for one in clean),
-        "clean": of_all_subsets(clean, test.labels, size),
-        "corrupted": {key: statistics.mean(row[key] for row in means.values()) for key in means[1]},
-        "by severity": means,
+        "alone": summed_up(1),
+        "together": summed_up(size),
         **diversity(clean),
     }
 
