@@ -56,6 +56,24 @@ def test_a_task_in_the_hands_of_another_comes_last(tmp_path: Path, dies: bool) -
     assert [record["value"] for record in records.of(TASKS)] == [2, 4, 6]
 
 
+def test_what_is_begun_waits_for_nobody(tmp_path: Path) -> None:
+    records, begun, end = Records(tmp_path, {}), threading.Event(), threading.Event()
+
+    def slow(task: int) -> dict[str, Any]:
+        begun.set()
+        assert end.wait(60)
+        return doubled(task)
+
+    thread = threading.Thread(target=records.begin, args=({"b": 2}, slow))
+    thread.start()
+    assert begun.wait(60)
+    records.begin(TASKS, doubled)
+    assert [record["value"] for record in records.of(TASKS)] == [2, 6]
+    end.set()
+    thread.join()
+    assert [record["value"] for record in records.of(TASKS)] == [2, 4, 6]
+
+
 def test_names_may_have_folders(tmp_path: Path) -> None:
     records = Records(tmp_path, {})
     assert list(records.fill({"lr0.1/0": 1, "lr0.1/1": 2}, doubled)) == [{"value": 2}, {"value": 4}]
@@ -87,7 +105,7 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
     workers = [context.Process(target=take, args=(tmp_path, 60, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    done: list[int] = [value for _ in workers for value in results.get(timeout=60)]
+    done: list[int] = [value for _ in workers for value in results.get(timeout=300)]
     for worker in workers:
         worker.join()
     assert sorted(done) == [2 * i for i in range(60)], "each once"

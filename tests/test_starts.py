@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 pytest.importorskip("torchvision")
@@ -94,6 +95,29 @@ def test_an_interrupted_training_counts_no_epoch_twice(
                 run()
     (record,) = run()
     assert len(record["validation"]) == 4
+
+
+def test_nobody_is_waited_for_while_another_start_has_work(
+    enough: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has the first network; this one trains those of the next start before it waits."""
+    trained, other = [], FileLock(tmp_path / "he" / "lr0.1" / ".0.json.lock")
+    (tmp_path / "he" / "lr0.1").mkdir(parents=True)
+
+    def train(start: str, lr: float, seed: int, *_: object) -> dict[str, object]:
+        trained.append((start, seed))
+        if (start, seed) == ("xavier", 0):
+            other.release()
+        return {"start": start, "lr": lr, "seed": seed, "validation": [0.1, 0.2], "test": 0.2}
+
+    monkeypatch.setattr(starts, "train_from", train)
+    course = starts.Course(epochs=1)
+    with other:
+        found = list(starts.compare(["he", "xavier"], [0.1], [0, 1], course, (enough,) * 3, tmp_path))
+    assert trained == [("xavier", 0), ("he", 0), ("he", 1), ("xavier", 1)]
+    assert [(record["start"], record["seed"]) for record in found] == [
+        ("he", 0), ("he", 1), ("xavier", 0), ("xavier", 1)
+    ]  # fmt: skip
 
 
 def test_starts_are_told_apart(enough: Split, tmp_path: Path) -> None:

@@ -39,6 +39,11 @@ class Records:
                     "choose another folder"
                 )
 
+    def begin(self, tasks: Mapping[str, Task], work: Callable[[Task], dict[str, Any]]) -> None:
+        """Do the named tasks that nobody else does, and wait for nobody."""
+        for _ in self._round(tasks, work, wait=False):
+            pass
+
     def fill(
         self, tasks: Mapping[str, Task], work: Callable[[Task], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
@@ -47,18 +52,23 @@ class Records:
         At the end all are recorded, by this process or another.
         """
         for wait in (False, True):
-            for name, task in tasks.items():
-                path = self._path(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    with FileLock(_lock(path), blocking=wait):
-                        if path.exists():
-                            continue
-                        record = work(task)
-                        write_record(path, record)
-                except Timeout:
-                    continue
-                yield record
+            yield from self._round(tasks, work, wait)
+
+    def _round(
+        self, tasks: Mapping[str, Task], work: Callable[[Task], dict[str, Any]], wait: bool
+    ) -> Iterator[dict[str, Any]]:
+        for name, task in tasks.items():
+            path = self._path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(_lock(path), blocking=wait):
+                    if path.exists():
+                        continue
+                    record = work(task)
+                    write_record(path, record)
+            except Timeout:
+                continue
+            yield record
 
     def complete(
         self, tasks: Mapping[str, Task], work: Callable[[Task], dict[str, Any]], *, progress: str = ""

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,26 +149,39 @@ def compare(
     if len(names) < len(starts):
         raise ValueError(f"starts {', '.join(starts)}: expected different names, of files without folder")
     train, validation, test = splits
-    for name, start in names.items():
-        own = folder / name
+    first = {f"lr{lr:g}/{seeds[0]}": (lr, seeds[0]) for lr in rates}
+
+    def records_of(name: str) -> Records:
+        start = names[name]
         content = start if start in LAWS else identity.of_generator(start)
-        records = Records(
-            own, {"start": content, "data": data, "images": len(train), "course": asdict(course)}
-        )
+        settings = {"start": content, "data": data, "images": len(train), "course": asdict(course)}
+        return Records(folder / name, settings)
 
-        def trained(task: tuple[float, int], start: str = start, own: Path = own) -> dict[str, Any]:
+    def trained_from(name: str) -> Callable[[tuple[float, int]], dict[str, Any]]:
+        def trained(task: tuple[float, int]) -> dict[str, Any]:
             lr, seed = task
-            return train_from(start, lr, seed, course, train, validation, own / f"lr{lr:g}")
+            return train_from(names[name], lr, seed, course, train, validation, folder / name / f"lr{lr:g}")
 
-        first = {f"lr{lr:g}/{seeds[0]}": (lr, seeds[0]) for lr in rates}
-        rated = records.complete(first, trained)
-        best = best_rate({record["lr"]: record["validation"][-1] for record in rated})
-        tasks = first | {f"lr{best:g}/{seed}": (best, seed) for seed in seeds}
-        for key, record in zip(tasks, records.complete(tasks, trained), strict=True):
-            record["start"] = start  # the same file may have been named otherwise
-            if record["lr"] == best and "test" not in record:
+        return trained
+
+    # Other processes are waited for only when nothing of any start is left to begin.
+    kept = {name: records_of(name) for name in names}
+    for name, records in kept.items():
+        records.begin(first, trained_from(name))
+    best, tasks = {}, {}
+    for name, records in kept.items():
+        rated = records.complete(first, trained_from(name))
+        best[name] = best_rate({record["lr"]: record["validation"][-1] for record in rated})
+        tasks[name] = first | {f"lr{best[name]:g}/{seed}": (best[name], seed) for seed in seeds}
+    for name, records in kept.items():
+        records.begin(tasks[name], trained_from(name))
+    for name, records in kept.items():
+        completed = records.complete(tasks[name], trained_from(name))
+        for key, record in zip(tasks[name], completed, strict=True):
+            record["start"] = names[name]  # the same file may have been named otherwise
+            if record["lr"] == best[name] and "test" not in record:
                 model = ResNet(course.blocks, num_classes=len(test.classes))
-                model.load_state_dict(load_file(str(own / f"{key}.safetensors")))
+                model.load_state_dict(load_file(str(folder / name / f"{key}.safetensors")))
                 record["test"] = score(model, test).accuracy
                 records.amend(key, record)
             yield record
