@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from torch_geninit.training import zoo
 from torch_geninit.training.__main__ import main
 
 
@@ -50,12 +51,32 @@ def test_shares_are_shares(text: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert "argument --share: expected a share" in capsys.readouterr().err
 
 
-def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_files_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_text("no data")
     for data in (tmp_path / "none.safetensors", broken, tmp_path):
-        with pytest.raises(ValueError, match=rf"{data}: expected a file that .* prepare. wrote"):
+        with pytest.raises(SystemExit, match="1"):
             main(["ghn", "--data", str(data), "--run", str(tmp_path / "run")])
+        told = capsys.readouterr().err
+        assert told.startswith(f"ValueError: {data}: expected a file that") and "Traceback" not in told
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="nowhere holds no networks; expected a folder"):
+    with pytest.raises(SystemExit):
         main(["vae", "--zoo", str(tmp_path / "nowhere"), "--run", str(tmp_path / "run")])
+    assert "nowhere holds no networks; expected a folder" in capsys.readouterr().err
+
+
+def test_errors_say_where_they_were_raised_if_asked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere holds no networks"):
+        main(["vae", "--zoo", str(tmp_path / "nowhere"), "--run", str(tmp_path / "run"), "--traceback"])
+
+
+def test_an_interrupted_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo, "main", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["zoo", "--data", "x", "--zoo", "y"])
+    assert capsys.readouterr().err == "zoo: interrupted\n"

@@ -48,11 +48,19 @@ def main(arguments: list[str] | None = None) -> None:
         )
         code.add_arguments(command)
         command.add_argument("--threads", type=at_least(1), help="torch threads")
+        command.add_argument("--traceback", action="store_true", help="show where an error was raised")
         command.set_defaults(run_command=code.main)
     parsed = parser.parse_args(arguments)
     if parsed.threads:
         torch.set_num_threads(parsed.threads)
-    parsed.run_command(parsed)
+    try:
+        parsed.run_command(parsed)
+    except (ValueError, OSError) as error:  # what the caller can mend; anything else is a bug
+        if parsed.traceback:
+            raise
+        parser.exit(1, f"{type(error).__name__}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parsed.command}: interrupted\n")
 
 
 if __name__ == "__main__":
