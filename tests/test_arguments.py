@@ -17,7 +17,7 @@ from torch_geninit.training.__main__ import main
         "first-epoch --data x --run y --seeds 0",
         "starts --data x --run y --epochs none",
         "expectation --data x --run y --pretrained z --judged-by 1",
-        "ensembles --data x --zoos y --size 0",
+        "ensembles --data x --zoos y --run z --size 0",
         "frontier --data x --members 1",
         "evaluate members --data x --pretrained y --members 4",
         "zoo --data x --zoo y --networks -3",

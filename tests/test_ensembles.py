@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 pytest.importorskip("torchmetrics")
@@ -72,3 +75,43 @@ def test_a_report_averages_over_corruptions_and_severities(
     assert nll == pytest.approx(sum(severities) / 5)
     one, other = (logits_of(model, images).argmax(1) for model in models)
     assert found["disagreement"] == pytest.approx((one != other).float().mean().item())
+
+
+def test_labels_are_what_tells_paths_apart() -> None:
+    zoos = ["runs/starts/he/lr0.1", "runs/starts/ghn/lr0.1"]
+    assert ensembles.labels_of(zoos) == {"he": zoos[0], "ghn": zoos[1]}
+    assert ensembles.labels_of(["runs/a", "runs/a/b"]) == {"a": "runs/a", "a/b": "runs/a/b"}
+    assert ensembles.labels_of(["runs/zoo"]) == {"zoo": "runs/zoo"}
+    assert len(ensembles.labels_of(["runs/a", "runs/b", "other/a"])) == 3
+
+
+def fill(zoo: Path, networks: int) -> None:
+    zoo.mkdir(parents=True)
+    for seed in range(networks):
+        torch.manual_seed(seed)
+        save_file(he_(resnet20()).state_dict(), zoo / f"{seed}.safetensors")
+
+
+def test_zoos_are_measured_once_and_drawn(
+    images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensembles, "CORRUPTIONS", {"fog": ensembles.CORRUPTIONS["fog"]})
+    zoos = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}
+    for zoo in zoos.values():
+        fill(Path(zoo), 3)
+
+    def run(size: int = 2) -> list[dict[str, object]]:
+        return list(ensembles.measure(zoos, images, tmp_path / "run", size=size, images=20))
+
+    first = run()
+    assert [(one["zoo"], one["networks"]) for one in first] == [("a", 3), ("b", 3)]
+    ensembles.draw(first, tmp_path / "found.png")
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(ensembles, "report", None)
+    assert run() == json.loads(json.dumps(first))
+    with pytest.raises(ValueError, match="b holds 3 networks; expected at least --size 4"):
+        zoos.pop("a")
+        run(size=4)
+    (tmp_path / "b" / "2.safetensors").unlink()
+    with pytest.raises(ValueError, match="records of other settings"):
+        run()

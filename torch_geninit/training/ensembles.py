@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from torch_geninit.training import identity
 from torch_geninit.training.arguments import at_least
 from torch_geninit.training.classifier import logits_of
 from torch_geninit.training.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.memory import stored_networks
+from torch_geninit.training.records import Records
+from torch_geninit.training.slices import zoo_networks
 
 
 def probabilities_of(members: Sequence[Tensor]) -> Tensor:
@@ -131,21 +134,107 @@ def report(models: Sequence[nn.Module], test: Split, *, size: int, images: int) 
     }
 
 
+def labels_of(zoos: Sequence[str]) -> dict[str, str]:
+    """Return short label -> zoo: the parts of the paths that tell them apart."""
+    parts = [Path(zoo).resolve().parts for zoo in zoos]
+    if len(zoos) > 1:
+        while all(len(own) > 1 and own[0] == parts[0][0] for own in parts):
+            parts = [own[1:] for own in parts]
+        while all(len(own) > 1 and own[-1] == parts[0][-1] for own in parts):
+            parts = [own[:-1] for own in parts]
+    else:
+        parts = [own[-1:] for own in parts]
+    return {"/".join(own): zoo for own, zoo in zip(parts, zoos, strict=True)}
+
+
+def measure(
+    zoos: Mapping[str, str], test: Split, folder: str | Path, *, size: int, images: int, data: str = ""
+) -> Iterator[dict[str, Any]]:
+    """Report on every zoo; several processes share the work, and what is in ``folder`` is not measured again.
+
+    Args:
+        zoos: label -> folder of ResNet-20s.
+        test: images to measure on.
+        folder: of the records, ``<label>/ensembles.json``.
+        size, images: as in :func:`report`.
+        data: identifies the images.
+
+    Raises:
+        ValueError: if a zoo is too small, or what is there is of other networks, images or sizes.
+    """
+
+    def measured(zoo: str) -> dict[str, Any]:
+        return report(stored_networks(zoo, len(test.classes)), test, size=size, images=images)
+
+    kept = {}
+    for label, zoo in zoos.items():
+        names = zoo_networks(zoo)
+        if len(names) < size:
+            raise ValueError(
+                f"{zoo} holds {len(names)} networks; expected at least --size {size}: a zoo, or the folder "
+                "of one rate of training starts"
+            )
+        networks = {name: identity.of_file(Path(zoo) / f"{name}.safetensors") for name in names}
+        settings = {"networks": networks, "data": data, "size": size, "images": images}
+        kept[label] = Records(Path(folder) / label, settings)
+    for label, records in kept.items():
+        records.begin({"ensembles": zoos[label]}, measured)
+    for label, records in kept.items():
+        (record,) = records.complete({"ensembles": zoos[label]}, measured)
+        yield {"zoo": label, **record}
+
+
+def draw(found: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw accuracy, NLL and ECE of ensembles over severity, 0 for clean images, with standard errors."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    kinds = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
+    for axes, (key, title) in zip(figure.subplots(1, 3), kinds.items(), strict=True):
+        unit = 1 if key == "nll" else 100
+        for index, one in enumerate(found):
+            rows = [one["together"]["clean"], *one["together"]["by severity"].values()]
+            values, errors = zip(*(row[key] for row in rows), strict=True)
+            axes.errorbar(
+                range(len(rows)),
+                [unit * value for value in values],
+                [unit * (error or 0) for error in errors],
+                color=f"C{index}",
+                marker="o",
+                markersize=3,
+                capsize=2,
+                label=f"{one['zoo']}, {one['networks']} networks",
+            )
+        axes.set_xlabel("severity")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.savefig(str(path), dpi=110)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--zoos", nargs="+", required=True, help="folders of ResNet-20s, compared in turn")
+    parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
     parser.add_argument("--size", type=at_least(1), default=5, help="networks of an ensemble")
-    parser.add_argument("--images", type=int, default=2000, help="of the test set, for each corruption")
+    parser.add_argument("--images", type=at_least(1), default=2000, help="for each corruption and severity")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), default="test", help="images to measure on"
+    )
+    parser.add_argument("--picture", type=Path, help="file for ensembles over severities")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    test = load(arguments.data, "test")
-    for zoo in arguments.zoos:
-        models = stored_networks(zoo, len(test.classes))
-        if len(models) < arguments.size:
-            raise SystemExit(
-                f"{zoo} holds {len(models)} networks; expected at least --size {arguments.size}: a zoo, or "
-                "the folder of one rate of training starts"
-            )
-        found = report(models, test, size=arguments.size, images=arguments.images)
-        print(json.dumps({"zoo": Path(zoo).name, **found}), flush=True)
+    found = []
+    for one in measure(
+        labels_of(arguments.zoos),
+        load(arguments.data, arguments.split),
+        arguments.run,
+        size=arguments.size,
+        images=arguments.images,
+        data=f"{identity.of_file(arguments.data)}/{arguments.split}",
+    ):
+        print(json.dumps(one), flush=True)
+        found.append(one)
+    if arguments.picture:
+        draw(found, arguments.picture)
