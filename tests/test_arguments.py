@@ -51,6 +51,27 @@ def test_shares_are_shares(text: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert "argument --share: expected a share" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-0.1", "0", "fast"])
+@pytest.mark.parametrize("option", ["starts --data x --run y --rates", "ghn --data x --run y --lr"])
+def test_rates_are_positive(option: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*option.split()[:-1], f"{option.split()[-1]}={text}"])
+    assert f"{option.split()[-1]}: expected a positive number" in capsys.readouterr().err
+
+
+def test_a_pull_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ghn", "--data", "x", "--run", "y", "--diversity", "nan"])
+    assert "argument --diversity: expected a number, got 'nan'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", ".", "../x", "a/b", "x\ny", "auto", "Upper", "-x", "a--b"])
+def test_names_of_generators_are_names(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--run", "x", "--data", "y", f"--name={text}"])
+    assert "argument --name: expected small letters" in capsys.readouterr().err
+
+
 def test_files_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_text("no data")

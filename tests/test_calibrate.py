@@ -186,3 +186,8 @@ def test_what_the_model_refuses_is_said_of_which_batch(batch: Tensor) -> None:
         geninit.recalibrate_bn_(net(), [batch])
     (note,) = caught.value.__notes__
     assert f"on batch 1: a {batch.dtype} tensor of shape {tuple(batch.shape)}" in note
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got NoneType"):
+        geninit.recalibrate_bn_(None, batches())  # type: ignore[type-var]

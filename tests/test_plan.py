@@ -233,6 +233,12 @@ class TestGivenGraph:
         with pytest.raises(ValueError, match=message):
             geninit.plan(other, pretrained=ghn, graph=geninit.trace(net()))
 
+    def test_of_a_smaller_model_says_what_is_missing(self, ghn: WeightGenerator) -> None:
+        model = nn.Sequential(*net(), nn.ReLU(), nn.Linear(10, 10))
+        plan = geninit.plan(model, pretrained=ghn, graph=geninit.trace(net()))
+        entry = next(entry for entry in plan.entries if entry.name == "7.weight")
+        assert (entry.route, entry.reason) == (Route.SKIPPED, "the graph that was passed doesn't have it")
+
     def test_weight_norm_looks_like_the_layer_itself(self, ghn: WeightGenerator) -> None:
         model = net()
         nn.utils.parametrizations.weight_norm(model[0])
@@ -442,6 +448,35 @@ class TestText:
             torch.equal(a, b)
             for a, b in zip(again.write_(other).parameters(), plan.write_(model).parameters(), strict=True)
         )
+
+    def test_what_was_tied_after_the_plan_is_refused(self, ghn: WeightGenerator) -> None:
+        model = nn.Sequential(*net(), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10))
+        plan = geninit.plan(model, pretrained=ghn, untrusted="generate")
+        model[9].bias = model[7].bias
+        before = [p.detach().clone() for p in model.parameters()]
+        with pytest.raises(ValueError, match=r"'7\.bias' and '9\.bias' were tied after the plan"):
+            plan.write_(model)
+        assert all(map(torch.equal, before, model.parameters()))
+
+    @pytest.mark.parametrize("change", [nn.Module.half, nn.Module.double, lambda g: g.to("meta")])
+    def test_a_generator_that_was_changed_is_refused(self, ghn: WeightGenerator, change: Any) -> None:
+        changed = change(copy.deepcopy(ghn))
+        model = net()
+        before = [p.detach().clone() for p in model.parameters()]
+        with pytest.raises(ValueError, match="was changed after loading: expected"):
+            geninit.ghn_(model, pretrained=changed)
+        assert all(map(torch.equal, before, model.parameters()))
+
+    @pytest.mark.parametrize("scale", [0, -1, float("nan"), "2", True])
+    def test_a_kernel_scale_is_a_positive_number(self, ghn: WeightGenerator, scale: Any) -> None:
+        changed = copy.deepcopy(ghn)
+        changed.kernel_scale = scale
+        with pytest.raises(ValueError, match="kernel_scale: expected a positive number"):
+            geninit.ghn_(net(), pretrained=changed)
+
+    def test_what_is_no_module_is_refused(self, ghn: WeightGenerator) -> None:
+        with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got int"):
+            geninit.plan(net(), pretrained=ghn).write_(3)  # type: ignore[type-var]
 
     def test_what_was_frozen_after_the_plan_is_not_touched(self, ghn: WeightGenerator) -> None:
         model = net()

@@ -28,7 +28,7 @@ from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.graph import trace as tracing
 from torch_geninit.training import export as exporting
-from torch_geninit.training import model_card
+from torch_geninit.training import identity, model_card
 from torch_geninit.training import publish as publishing
 from torch_geninit.training.run import Run
 
@@ -260,7 +260,7 @@ class TestExport:
         run.save({"card": {}})
         run.log(step=1)
         before = (tmp_path / "metrics.jsonl").read_bytes()
-        assert exporting._checkpoint(tmp_path)["state"] == {"card": {}}
+        assert Run(tmp_path).stored()["state"] == {"card": {}}
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -355,6 +355,8 @@ class TestFromRun:
             assert (summary["threshold"], read.card["kernel_scale"]) == (0.5, 2.0)
             assert {"linear weight", "linear bias"} <= set(summary["kinds"])
             assert any(pattern.startswith("input>conv>") for pattern in summary["patterns"])
+        if kind == "ghn":
+            self._check_measured(read, data, tmp_path, common, parser)
         with pytest.raises(SystemExit, match="--training-data"):
             exporting.main(parser.parse_args(common))
         given: dict[str, Any] = {}
@@ -363,3 +365,27 @@ class TestFromRun:
         words = [f"--{name}=x" for name in needed]
         exporting.main(parser.parse_args([*common, *words, "--core-hours", "2"]))
         assert given["seed"] == 7, "the run's, whoever exports it"
+
+    def _check_measured(
+        self, read: Any, data: Path, folder: Path, common: list[str], parser: ArgumentParser
+    ) -> None:
+        """What was measured goes with the weights and the images it is of, and with no others."""
+        measured = {
+            "of": {"weights": identity.of_weights(read), "data": identity.of_file(data)},
+            **{"networks": ["a", "b"], "points": [[0.0] * 6, [1.0] * 6], "accuracy": [0.2, 0.4]},
+            **{"spread": [1.0] * 6, "chance": 0.5, "length": 1.0, "signal": 1.0, "noise": 0.1},
+            **{"quantile": 1.0, "images": "pictures", "least": 0.2},
+        }
+        path = folder / "measured.json"
+        options = ["--output", str(folder / "again"), "--measured", str(path)]
+        path.write_text(json.dumps(measured))
+        exporting.main(parser.parse_args([*common, *options]))
+        card = hub.load(folder / "again" / "mine.safetensors").card
+        assert card["measured"] == {name: value for name, value in measured.items() if name != "of"}
+        for other in ("weights", "data"):
+            path.write_text(json.dumps({**measured, "of": {**measured["of"], other: "0"}}))  # type: ignore[dict-item]
+            with pytest.raises(ValueError, match="of another generator or other images"):
+                exporting.main(parser.parse_args([*common, *options]))
+        path.write_text("no json")
+        with pytest.raises(ValueError, match="measured.json: expected a record"):
+            exporting.main(parser.parse_args([*common, *options]))

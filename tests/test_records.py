@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from torch_geninit.training.records import Records, write_record
 
@@ -113,9 +114,36 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
 
 def test_records_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     Records(tmp_path, {"rates": (0.1, 0.3)})
-    Records(tmp_path, {"rates": [0.1, 0.3]})
+    list(Records(tmp_path, {"rates": [0.1, 0.3]}).fill({"a": 1}, doubled))
     with pytest.raises(ValueError, match=r"other settings: expected .*0\.2.*found .*0\.1"):
         Records(tmp_path, {"rates": [0.2]})
+
+
+def test_a_command_that_was_refused_leaves_the_folder_to_others(tmp_path: Path) -> None:
+    def refuse(task: int) -> dict[str, Any]:
+        raise ValueError("too large a batch")
+
+    with pytest.raises(ValueError, match="too large"):
+        list(Records(tmp_path, {"batch": 1000}).fill(TASKS, refuse))
+    records = Records(tmp_path, {"batch": 10})
+    with FileLock(tmp_path / ".b.json.lock"), pytest.raises(ValueError, match="other settings"):
+        Records(tmp_path, {"batch": 20})  # another process is at it
+    (tmp_path / "run-1").mkdir()
+    (tmp_path / "run-1" / "checkpoint.pt").touch()
+    with pytest.raises(ValueError, match="other settings"):
+        Records(tmp_path, {"batch": 20})
+    (tmp_path / "run-1" / "checkpoint.pt").unlink()
+    list(records.fill({"a": 1}, doubled))
+    with pytest.raises(ValueError, match="other settings"):
+        Records(tmp_path, {"batch": 20})
+
+
+@pytest.mark.parametrize("text", ["", '{"value": ', "[1]", "NaN"])
+def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
+    records = Records(tmp_path, {})
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json: expected a record.*Delete it"):
+        records.of(TASKS)
 
 
 def test_a_record_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

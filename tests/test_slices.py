@@ -60,6 +60,14 @@ def test_slices_of_other_networks_are_sorted_by_size_and_depth(tmp_path):
     assert len(kept[2].all) == 205 and torch.equal(together.sort(0).values, raw.sort(0).values)
 
 
+def test_a_broken_network_is_named(tmp_path):
+    (tmp_path / "0.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"0\.safetensors: expected a stored network"):
+        read_slices(tmp_path, ("0",))
+    with pytest.raises(ValueError, match=r"0\.safetensors: expected a stored network"):
+        read_other_slices(tmp_path, (), held_out=False)
+
+
 def test_a_network_that_does_not_list_its_convolutions_is_refused(tmp_path):
     make_zoo(tmp_path, 1)
     with pytest.raises(ValueError, match="0.safetensors doesn't list its convolutions"):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 pytest.importorskip("torchvision")
@@ -222,9 +224,42 @@ def test_a_run_goes_on_as_itself_alone(prepared: Path, tmp_path: Path) -> None:
         ghn.train_ghn(prepared, tmp_path, longer, seed=2)
     with pytest.raises(ValueError, match="another card: expected sizes"):
         ghn.train_ghn(prepared, tmp_path, longer, seed=1, noise=2)
-    ghn.train_ghn(prepared, tmp_path, longer, seed=1)
+    other = tmp_path / "other.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(prepared).items()}
+    tensors["train.images"][0] += 1
+    with safe_open(prepared, "pt") as file:
+        save_file(tensors, other, file.metadata())
+    with pytest.raises(ValueError, match="another images: expected data"):
+        ghn.train_ghn(other, tmp_path, longer, seed=1)
+    with pytest.warns(UserWarning, match=r"goes on from step 1 with phases .* -> .*warmup 0 -> 200"):
+        ghn.train_ghn(prepared, tmp_path, longer, seed=1)
     state = Run(tmp_path).resume()
     assert state is not None and state["step"] == 2
+
+
+@pytest.mark.usefixtures("small")
+def test_the_last_step_is_logged_and_measured(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ghn, "check", lambda *_, **__: {"accuracy": 0.5})
+    schedule = ghn.Schedule(((16, 3),), lr=0.0, batch_size=16)
+    ghn.train_ghn(prepared, tmp_path, schedule, check_every=2)
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 3 and json.loads(line)["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("count, value, message", [(4, 0, "at least 10"), (12, 7, "channel R, G, B")])
+def test_images_to_learn_nothing_from_are_refused(
+    tmp_path: Path, count: int, value: int, message: str
+) -> None:
+    for part in ("train", "test"):
+        folder = tmp_path / part / "grey"
+        folder.mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (8, 8), (value,) * 3).save(folder / f"{index}.png")
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path, tmp_path / "data.safetensors", size=8)
+    assert not (tmp_path / "data.safetensors").exists()
 
 
 def test_images_that_do_not_fill_a_batch_are_refused() -> None:

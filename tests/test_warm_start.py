@@ -73,6 +73,8 @@ def test_what_has_no_place_is_refused(start: GraphHyperNetwork) -> None:
         warm_start_(other, start)
     with pytest.raises(ValueError, match="--mix 3: the start has 4 mixed channels"):
         sizes_from(start, 0, 3)
+    with pytest.raises(ValueError, match="--noise 2: the start has 4 noise values"):
+        sizes_from(larger(start, noise=4), 2)
 
 
 def test_a_folded_start_gets_the_usual_ranks_back(start: GraphHyperNetwork) -> None:

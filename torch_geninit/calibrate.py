@@ -39,7 +39,7 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
     Raises:
         ValueError: if there are no batches, one holds no values or some that are not finite, the statistics
             come out not finite, or the model is on the meta device or still lazy.
-        TypeError: if a batch is no tensor and doesn't start with one.
+        TypeError: if ``model`` is no module, or a batch is no tensor and doesn't start with one.
         Exception: whatever the model or ``batches`` raise; the old statistics are put back first.
 
     Example:
@@ -48,6 +48,8 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
         >>> int(model[1].num_batches_tracked)
         4
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     layers = {
         name: module
         for name, module in model.named_modules()

@@ -90,6 +90,7 @@ def plan_graph(
         raise ValueError(f"untrusted: expected 'keep' or 'generate', got {untrusted!r}")
     slots = survey(model)
     rules = _wishes(slots, include, exclude)
+    unread = pretrained.unread if graph is None else "the graph that was passed doesn't have it"
     if graph is None and any(slot.name not in rules for slot in slots):
         graph = pretrained.trace(model, example_inputs)
     if graph is not None:
@@ -100,7 +101,7 @@ def plan_graph(
 
     def decide(slot: Slot) -> Decision:
         if slot.name not in uses:
-            return Decision(Route.SKIPPED, pretrained.unread)
+            return Decision(Route.SKIPPED, unread)
         index, use = uses[slot.name]
         if index in heads:
             if head == "keep":

@@ -159,6 +159,7 @@ class Plan:
 
         Raises:
             RuntimeError: if the generator is broken (values that are not finite, another shape).
+            ValueError: if it was cast, or moved from the CPU.
         """
         if self.verb == "noise_ghn" and seed is None:
             raise TypeError("a noise_ghn plan needs seed=: each seed gives another network")
@@ -178,6 +179,7 @@ class Plan:
             seed = int(torch.randint(2**31 - 1, (), device="cpu"))
         compact: Mapping[str, Compact] = {}
         if self.generated:
+            self._check_generator()
             with fixed():
                 compact = self.pretrained.predict(self, seed=seed, noise_scale=noise_scale)
                 for entry in self.generated:
@@ -188,6 +190,16 @@ class Plan:
                         )
                     check_prediction(compact[entry.name], entry.name, entry.shape)
         return Prediction(self, compact)
+
+    def _check_generator(self) -> None:
+        """Refuse one that was cast or moved: last bits would differ from machine to machine, if it ran."""
+        for name, tensor in self.pretrained.named_parameters():
+            if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+                raise ValueError(
+                    f"the generator {self.source} was changed after loading: expected its {name} as "
+                    f"torch.float32 on the CPU, got {tensor.dtype} on {tensor.device}. Load it again; the "
+                    "model may be anywhere and of any type"
+                )
 
     def write_(
         self,
@@ -233,6 +245,8 @@ class Plan:
 
         With ``keep_loaded`` those that transformers loaded from a checkpoint are neither filled nor left.
         """
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
         if prefix is None:
             prefix = self.modules.get(module, self.modules.get(unwrap(module), ""))
         slots = survey(module, prefix)

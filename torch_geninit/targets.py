@@ -45,12 +45,21 @@ def find_targets(
     gathered: frozenset[int],
     whole: bool,
 ) -> Targets:
-    """Sort ``slots`` by what happens to them; ``sources`` names the prediction of each that is generated."""
+    """Sort ``slots`` by what happens to them; ``sources`` names the prediction of each that is generated.
+
+    Raises:
+        ValueError: if two that are predicted apart share memory.
+    """
     loaded = _loaded(slots) if keep_loaded else frozenset()
     filled: dict[str, str] = {}
     for slot in slots:
         if slot.key in sources:
-            filled.setdefault(slot.first or slot.name, sources[slot.key])
+            first, source = slot.first or slot.name, sources[slot.key]
+            if filled.setdefault(first, source) != source:
+                raise ValueError(
+                    f"parameters {first!r} and {slot.name!r} were tied after the plan was made: expected "
+                    "memory of their own, got the same. Plan again after changing a model"
+                )
     for name in loaded:
         filled.pop(name, None)
     taken = filled.keys() | loaded

@@ -198,6 +198,12 @@ class GraphHyperNetwork(WeightGenerator):
         architecture = plan.architecture
         if architecture is None:
             raise ValueError("a graph hypernetwork needs the graph of the network; the plan has none")
+        expect(
+            _is_number(self.kernel_scale) and self.kernel_scale > 0,
+            "kernel_scale",
+            "a positive number",
+            self.kernel_scale,
+        )
         canonical = {entry.name: entry.canonical for entry in plan.entries}
 
         def draw(index: int) -> Tensor:

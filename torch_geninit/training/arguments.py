@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 
@@ -32,12 +33,42 @@ def phases(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(resolution), int(amount)) for resolution, amount in parts)
 
 
+def positive(text: str) -> float:
+    """Read a finite number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def finite(text: str) -> float:
+    """Read a number that is neither infinite nor nan."""
+    value = _number(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return value
+
+
+def generator_name(text: str) -> str:
+    """Read what users will pass as ``pretrained=``, and what its file is called."""
+    if not re.fullmatch(r"[a-z0-9]+([._-][a-z0-9]+)*", text) or text == "auto":
+        raise argparse.ArgumentTypeError(
+            f"expected small letters, digits and single '-', '_' or '.' between them, but not 'auto', got "
+            f"{text!r}"
+        )
+    return text
+
+
 def share(text: str) -> float:
     """Read a share, above 0 and at most 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = _number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"expected a share, above 0 and at most 1, got {text!r}")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -23,6 +23,7 @@ from torch import nn
 import torch_geninit as geninit
 from torch_geninit import hub
 from torch_geninit.training import document
+from torch_geninit.training.arguments import at_least
 from torch_geninit.training.coverage import peak_memory, warm_up
 from torch_geninit.training.networks import resnet20
 
@@ -268,7 +269,7 @@ absolutes: they are taken in one process.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
     parser.add_argument("--vae", default="vae-cifar10", help="slice VAEs: a name or a file")
-    parser.add_argument("--repeats", type=int, default=9, help="runs of which the median counts")
+    parser.add_argument("--repeats", type=at_least(1), default=9, help="runs of which the median counts")
     parser.add_argument("--only", choices=SECTIONS, help="measure one section")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="page to rewrite")
     parser.set_defaults(threads=1)  # times with two are bimodal

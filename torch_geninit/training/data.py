@@ -113,6 +113,9 @@ def prepare(
     ``source`` is a folder with ``train/<class>/*`` and ``test/<class>/*`` images, ``"digits"`` for
     scikit-learn's, or the name of a torchvision data set with a ``train=`` switch (``"CIFAR10"``), looked for
     in ``./data``. ``classes`` picks some of the classes, in their order.
+
+    Raises:
+        ValueError: if there are too few images, or a channel of theirs is constant.
     """
     if Path(source).is_dir():
         train, test, names = _read_image_folder(Path(source), size)
@@ -127,7 +130,18 @@ def prepare(
     order = torch.randperm(len(train[1]), generator=generator)
     held_out = min(VALIDATION_SIZE, len(order) // 10)
     validation, rest = order[:held_out].sort().values, order[held_out:].sort().values
+    if not held_out or not len(test[1]):
+        raise ValueError(
+            f"{source}: expected at least 10 training images, a tenth of them for validation, and 1 test "
+            f"image, got {len(order)} and {len(test[1])}"
+        )
     pixels = train[0][rest].float() / 255
+    constant = [name for name, std in zip("RGB", pixels.std((0, 2, 3)), strict=True) if std < 1e-4]
+    if constant:
+        raise ValueError(
+            f"{source}: expected images that differ, got the same value everywhere in channel "
+            f"{', '.join(constant)} of the training images"
+        )
     metadata = {
         "classes": json.dumps(names),
         "mean": json.dumps([round(v, 4) for v in pixels.mean((0, 2, 3)).tolist()]),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import torch_geninit as geninit
 from torch_geninit.generators.ghn import GraphHyperNetwork
-from torch_geninit.training.arguments import at_least
+from torch_geninit.training.arguments import at_least, finite, positive
 from torch_geninit.training.classifier import Phase, Recipe, diverged, logits_of, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import he_, resnet20
@@ -124,12 +124,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", help="manifest name or generator file; not for memory")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--members", type=at_least(5), default=10)
-    parser.add_argument("--noise-scale", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--noise-scale", type=finite, nargs="+", default=[1.0])
+    parser.add_argument("--lr", type=positive, nargs="+", default=[0.1])
     parser.add_argument(
-        "--scale", type=float, nargs="+", default=[0.0, 1.0], help="of kernels; 0 for He's law (recipes)"
+        "--scale", type=finite, nargs="+", default=[0.0, 1.0], help="of kernels; 0 for He's law (recipes)"
     )
-    parser.add_argument("--warmup", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--warmup", type=finite, nargs="+", default=[0.0])
     parser.add_argument("--zoo", help="folder of stored ResNet-20s to compare with (memory)")
     parser.add_argument(
         "--sources",
@@ -137,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="files of ResNets of other depths to select weights from (memory)",
     )
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast in training (recipes)")
 

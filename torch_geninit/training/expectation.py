@@ -19,7 +19,7 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.expectation import MeasuredNetworks, describe
 from torch_geninit.training import identity, unseen
 from torch_geninit.training.architectures import WEIGHTS, Space, classical, sample_unseen
-from torch_geninit.training.arguments import at_least
+from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import LANDMARK_BLOCKS, Spec, by_digest
 from torch_geninit.training.records import Records
@@ -155,12 +155,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", required=True, help="hypernetwork: a manifest name or a file")
     parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
     parser.add_argument("--networks", type=at_least(2), default=200, help="networks to learn from")
-    parser.add_argument("--resnets", type=int, default=0, help="ResNets to learn from besides")
+    parser.add_argument("--resnets", type=at_least(0), default=0, help="ResNets to learn from besides")
     parser.add_argument("--judged-by", type=at_least(2), default=100, help="others to hold it against")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="of both")
-    parser.add_argument("--images", type=int, default=5000, help="validation images to measure on")
+    parser.add_argument("--images", type=at_least(1), default=5000, help="validation images to measure on")
     parser.add_argument("--on", default="CIFAR-10", help="name of the images, for people")
-    parser.add_argument("--least", type=float, default=0.2, help="expected accuracy to trust a network from")
+    parser.add_argument(
+        "--least", type=positive, default=0.2, help="expected accuracy to trust a network from"
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -183,7 +185,8 @@ def main(arguments: argparse.Namespace) -> None:
         for name, specs in sets.items()
     }
     record = fit(records["references"], len(train.classes), arguments.on, arguments.least)
-    (folder / "measured.json").write_text(json.dumps(record) + "\n")
+    of = {"weights": identity.of_weights(generator), "data": settings["data"]}
+    (folder / "measured.json").write_text(json.dumps({"of": of, **record}) + "\n")
     judged = calibration(records["judges"], MeasuredNetworks(record))
     (folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
     print(json.dumps(judged))

@@ -23,11 +23,14 @@ from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.graph import vocabulary
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.trace import trace
-from torch_geninit.training import model_card
+from torch_geninit.training import identity, model_card
 from torch_geninit.training.architectures import Pool, Space, SpaceOptions
+from torch_geninit.training.arguments import generator_name, positive
 from torch_geninit.training.data import load
 from torch_geninit.training.fold import folded, narrowed, trimmed
 from torch_geninit.training.networks import resnet20
+from torch_geninit.training.records import read_record
+from torch_geninit.training.run import Run
 
 CARDS = manifest.PACKAGE.parent / "docs" / "model-cards"
 
@@ -126,7 +129,7 @@ def from_run(
     Raises:
         ValueError: if the folder holds no checkpoint.
     """
-    state = _checkpoint(folder)["state"]
+    state = _stored(folder)["state"]
     images = load(data, "train")
     size = list(images.images.shape[1:])
     shared = {
@@ -157,12 +160,12 @@ def from_run(
     return narrowed(folded(trimmed(hypernetwork, seen)), seen[:: max(1, len(seen) // STATES_FROM)])
 
 
-def _checkpoint(folder: str | Path) -> dict[str, Any]:
-    # Not Run.resume, which prepares to go on: the run may be going on elsewhere.
-    path = Path(folder) / "checkpoint.pt"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no checkpoint; expected the --run folder of a training command")
-    stored: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+def _stored(folder: str | Path) -> dict[str, Any]:
+    if not Path(folder).is_dir():  # which Run would make
+        raise ValueError(f"there is no folder {folder}; expected the --run folder of a training command")
+    stored = Run(folder).stored()
+    if not isinstance(stored["state"], dict) or "card" not in stored["state"]:
+        raise ValueError(f"{folder} is no run of `training vae` or `training ghn`; expected one of these")
     return stored
 
 
@@ -233,38 +236,51 @@ def this_machine() -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, help="folder of a run of training vae or training ghn")
     parser.add_argument("--data", required=True, help="prepared data file that it was trained on")
-    parser.add_argument("--name", required=True, help="what users will pass as pretrained=")
+    parser.add_argument(
+        "--name", type=generator_name, required=True, help="what users will pass as pretrained="
+    )
     parser.add_argument(
         "--output", help="only write NAME.safetensors into this folder, without manifest record and card"
     )
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--licence", default="MIT", help="SPDX identifier, of the weights")
     parser.add_argument(
-        "--threshold", type=float, default=0.1, help="largest distance at which a GHN's prediction is trusted"
+        "--threshold",
+        type=positive,
+        default=0.1,
+        help="largest distance at which a GHN's prediction is trusted",
     )
-    parser.add_argument("--kernel-scale", type=float, help="factor on kernels that BatchNorm follows")
+    parser.add_argument("--kernel-scale", type=positive, help="factor on kernels that BatchNorm follows")
     parser.add_argument("--measured", type=Path, help="measured.json of training expectation")
     record = parser.add_argument_group("for the manifest")
     record.add_argument("--training-data", help="what it was trained on, in words")
     record.add_argument("--architectures", help="that training saw, in words")
     record.add_argument("--learning-rate", help="advice on training from what it makes, in words")
-    record.add_argument("--core-hours", type=float, help="of everything that led here")
+    record.add_argument("--core-hours", type=positive, help="of everything that led here")
     record.add_argument("--command-line", help="the command that trains it again")
     record.add_argument("--machine", default=this_machine(), help="that trained it")
     record.add_argument("--numbers", nargs="*", default=[], help="JSON files of measured numbers")
 
 
 def main(arguments: argparse.Namespace) -> None:
+    dtype = getattr(torch, arguments.dtype)
+    measured = read_record(arguments.measured) if arguments.measured else None
+    of = measured.pop("of", None) if measured else None
     generator = from_run(
         arguments.run,
         arguments.data,
         licence=arguments.licence,
         threshold=arguments.threshold,
         kernel_scale=arguments.kernel_scale,
-        measured=json.loads(arguments.measured.read_text()) if arguments.measured else None,
+        measured=measured,
     )
-    checkpoint = _checkpoint(arguments.run)
-    dtype = getattr(torch, arguments.dtype)
+    if measured is not None and of != (expected := _subject(generator, dtype, arguments.data)):
+        raise ValueError(
+            f"{arguments.measured} is of another generator or other images: expected {expected}, got {of}. "
+            "Export with --output, measure that file with `training expectation` on the same --data, and "
+            "pass what it found"
+        )
+    stored = _stored(arguments.run)
     if arguments.output is not None:
         Path(arguments.output).mkdir(parents=True, exist_ok=True)
         file.write(generator, Path(arguments.output) / f"{arguments.name}.safetensors", dtype)
@@ -280,13 +296,17 @@ def main(arguments: argparse.Namespace) -> None:
         architectures=arguments.architectures,
         learning_rate=arguments.learning_rate,
         command=arguments.command_line,
-        seed=_seed(checkpoint["state"]),
-        duration_seconds=checkpoint["seconds"],
+        seed=_seed(stored["state"]),
+        duration_seconds=stored["seconds"],
         core_hours=arguments.core_hours,
         machine=arguments.machine,
         numbers=measured_numbers(arguments.numbers, Path(arguments.run)),
         dtype=dtype,
     )
+
+
+def _subject(generator: WeightGenerator, dtype: torch.dtype, data: str) -> dict[str, str]:
+    return {"weights": identity.of_weights(generator, dtype), "data": identity.of_file(data)}
 
 
 def _given(arguments: argparse.Namespace, name: str) -> bool:

@@ -16,7 +16,7 @@ import torch_geninit as geninit
 from torch_geninit.initializers import Pretrained
 from torch_geninit.training import identity
 from torch_geninit.training.architectures import WEIGHTS
-from torch_geninit.training.arguments import at_least
+from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.classifier import Phase, Recipe, diverged, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.expectation import name_of
@@ -112,8 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
     parser.add_argument("--networks", type=at_least(1), default=40, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
-    parser.add_argument("--most-macs", type=float, default=MOST_MACS, help="multiplications of a network")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
+    parser.add_argument("--most-macs", type=positive, default=MOST_MACS, help="multiplications of a network")
+    parser.add_argument("--rates", type=positive, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
     parser.add_argument("--seeds", type=at_least(1), default=3)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
 

@@ -12,7 +12,7 @@ import torch
 
 import torch_geninit as geninit
 from torch_geninit.initializers import Pretrained
-from torch_geninit.training.arguments import at_least
+from torch_geninit.training.arguments import at_least, finite
 from torch_geninit.training.classifier import logits_of
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.ensembles import diversity, measures, of_all_subsets, probabilities_of
@@ -83,7 +83,7 @@ def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--generators", nargs="+", default=["noise-ghn-cifar10"], help="names or files")
-    parser.add_argument("--scales", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0], help="of all noise")
+    parser.add_argument("--scales", type=finite, nargs="+", default=[0.5, 1.0, 1.5, 2.0], help="of all noise")
     parser.add_argument("--members", type=at_least(2), default=5)
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--picture", type=Path, help="file for accuracy over disagreement")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 import torch_geninit as geninit
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.noise import noise_stream
+from torch_geninit.training import identity
 from torch_geninit.training.architectures import DRAWN, WEIGHTS, Pool, Space, SpaceOptions, weights
-from torch_geninit.training.arguments import at_least, phases
+from torch_geninit.training.arguments import at_least, finite, phases, positive
 from torch_geninit.training.classifier import resize
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.distributed import World
@@ -105,7 +107,10 @@ def train_ghn(
 
     Raises:
         ValueError: if the ranks can't share a step's networks evenly, or ``folder`` holds a run with another
-            space of networks, seed or kind of generator; schedule and loss may change on the way.
+            data, space of networks, seed or kind of generator, or another process trains there.
+
+    Warns:
+        UserWarning: if a run goes on with another schedule or loss.
     """
     from tqdm.auto import tqdm
 
@@ -116,6 +121,8 @@ def train_ghn(
     train, validation = load(data, "train"), load(data, "validation")
     train.check_batch(schedule.batch_size)
     run = Run(folder)
+    if world.leads:
+        run.claim()
     calibration = train.spread(2000)
     trained = None if start is None else geninit.load(start)
     sizes, classes = sizes_from(trained, noise, mix), list(train.classes)
@@ -132,7 +139,22 @@ def train_ghn(
     networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
     first = 0
     state = run.resume()
-    own = json.loads(json.dumps({"card": card, "space": {**asdict(space), "seed": seed}}))
+    own = json.loads(
+        json.dumps(
+            {
+                "card": card,
+                "space": {**asdict(space), "seed": seed},
+                "images": {"data": identity.of_file(data)},
+                "settings": {
+                    **asdict(schedule),
+                    **asdict(diversity),
+                    "decay": decay,
+                    "start": None if start is None else identity.of_generator(str(start)),
+                    "amp": amp,
+                },
+            }
+        )
+    )
     if state is not None:
         _same_run(run, state, own)
         generator.load_state_dict(state["generator"])
@@ -177,7 +199,7 @@ def train_ghn(
         progress.update(schedule.networks)
         if not world.leads:
             continue
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 100 == 0 or step + 1 == schedule.steps:
             rate = progress.format_dict["rate"] or 0.0
             values: dict[str, Any] = {"step": step + 1, "loss": statistics.median(losses)}
             losses.clear()
@@ -204,12 +226,15 @@ def train_ghn(
 
 
 def _same_run(run: Run, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse to go on with what an export would then describe wrongly."""
+    """Refuse to go on with what an export would then describe wrongly; tell what else is another."""
     for part, wanted in own.items():
         found = json.loads(json.dumps(state[part]))
         # As text: the order of the families decides which networks are drawn.
         other = [n for n in {**wanted, **found} if json.dumps(wanted.get(n)) != json.dumps(found.get(n))]
-        if other:
+        if other and part == "settings":
+            changes = ", ".join(f"{name} {found.get(name)} -> {wanted.get(name)}" for name in other)
+            warn(f"{run.folder} goes on from step {state['step']} with {changes}", stacklevel=3)
+        elif other:
             raise ValueError(
                 f"{run.folder} holds a run with another {part}: expected {other[0]} "
                 f"{wanted.get(other[0])}, found {found.get(other[0])}; choose another folder, or --start "
@@ -233,20 +258,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--phases", type=phases, default="16x3000,24x6000,32x5000", help="RESOLUTIONxSTEPS, comma separated"
     )
-    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--lr", type=positive, default=1.2e-3)
     parser.add_argument("--warmup", type=at_least(0), default=200)
     parser.add_argument("--batch-size", type=at_least(1), default=128, help="images a network")
     parser.add_argument("--networks", type=at_least(1), default=1, help="networks a step, over all ranks")
-    parser.add_argument("--clip", type=float, default=1.0, help="largest gradient of a network's parameters")
+    parser.add_argument(
+        "--clip", type=positive, default=1.0, help="largest gradient of a network's parameters"
+    )
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks")
     parser.add_argument("--pool", type=at_least(1), default=2000, help="different networks to train on")
-    parser.add_argument("--most-macs", type=float, default=60e6, help="multiplications of a network")
+    parser.add_argument("--most-macs", type=positive, default=60e6, help="multiplications of a network")
     parser.add_argument(
         "--noise", type=at_least(0), default=0, help="noise values per node; 0 is a plain GHN"
     )
-    parser.add_argument("--diversity", type=float, default=1.0, help="weight of the cosine between draws")
+    parser.add_argument("--diversity", type=finite, default=1.0, help="weight of the cosine between draws")
     parser.add_argument(
-        "--floor", type=float, default=-1.0, help="cosine between draws below which there is no pull apart"
+        "--floor", type=finite, default=-1.0, help="cosine between draws below which there is no pull apart"
     )
     parser.add_argument(
         "--diversity-on", default="logits", choices=("logits", "probabilities"), help="what the cosine is of"
@@ -258,13 +285,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--decay",
-        type=float,
+        type=finite,
         default=0.0,
         help="pull of biases and classifiers to 0 and normalisations' gains to 1",
     )
     parser.add_argument("--start", help="trained generator to start from: a name or a file")
     parser.add_argument(
-        "--mix", type=int, help="channels that tell kernel positions apart, if not the start's"
+        "--mix", type=at_least(1), help="channels that tell kernel positions apart, if not the start's"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

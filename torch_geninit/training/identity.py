@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from torch_geninit import hub, manifest
 from torch_geninit.download import sha256
 
@@ -14,6 +17,15 @@ DIGITS = 16
 def of_file(path: str | Path) -> str:
     """Return the first digits of a file's sha256."""
     return sha256(Path(path))[:DIGITS]
+
+
+def of_weights(generator: nn.Module, dtype: torch.dtype = torch.float32) -> str:
+    """Return the first digits of the sha256 of a generator's tensors, as a file in ``dtype`` holds them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(generator.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.to(dtype).float().numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
 
 
 def of_measurement(pretrained: str, data: str | Path) -> dict[str, str]:

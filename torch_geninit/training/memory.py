@@ -22,7 +22,7 @@ from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.classifier import logits_of
 from torch_geninit.training.data import Split
 from torch_geninit.training.networks import ResNet, resnet20
-from torch_geninit.training.slices import zoo_networks
+from torch_geninit.training.slices import opened, zoo_networks
 
 NOISE = (0.05, 0.1, 0.2, 0.4)
 """Relative standard deviations of the noise added to a stored network's kernels."""
@@ -46,11 +46,22 @@ def error_overlap(a: Tensor, b: Tensor, labels: Tensor) -> float:
 
 
 def stored_networks(zoo: str | Path, classes: int) -> list[ResNet]:
-    """Load the ResNet-20s of a zoo."""
+    """Load the ResNet-20s of a zoo.
+
+    Raises:
+        ValueError: if there are none, or one can't be read or is no ResNet-20.
+    """
     models = []
     for name in zoo_networks(Path(zoo)):
-        model = resnet20(classes)
-        model.load_state_dict(load_file(str(Path(zoo) / f"{name}.safetensors")))
+        model, path = resnet20(classes), Path(zoo) / f"{name}.safetensors"
+        with opened(path) as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path}: expected the state dict of a ResNet-20 with {classes} classes, got another: {error}"
+            ) from error
         models.append(model)
     return models
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from torch_geninit.training.arguments import at_least
 from torch_geninit.training.data import prepare
 
 
@@ -12,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", help="folder with train/<class> and test/<class>, digits, or a torchvision name"
     )
     parser.add_argument("target", help="file to write (.safetensors)")
-    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--size", type=at_least(1), default=32)
     parser.add_argument(
         "--classes", type=_span, default=slice(None), help="FIRST:LAST, some of the classes, LAST excluded"
     )

@@ -30,10 +30,12 @@ class Records:
         self.folder.mkdir(parents=True, exist_ok=True)
         path, wanted = self._path("settings"), json.loads(json.dumps(settings))
         with FileLock(_lock(path)):
-            found = json.loads(path.read_text()) if path.exists() else None
-            if found is None:
+            found = read_record(path) if path.exists() else None
+            if found == wanted:
+                return
+            if found is None or self._untouched():
                 write_record(path, wanted)
-            elif found != wanted:
+            else:
                 raise ValueError(
                     f"{self.folder} holds records of other settings: expected {wanted}, found {found}; "
                     "choose another folder"
@@ -84,11 +86,19 @@ class Records:
 
     def of(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Return the records there are, in the order of ``names``."""
-        return [json.loads(self._path(name).read_text()) for name in names if self._path(name).exists()]
+        return [read_record(self._path(name)) for name in names if self._path(name).exists()]
 
     def amend(self, name: str, record: Mapping[str, Any]) -> None:
         """Replace the record of a task that is done."""
         write_record(self._path(name), record)
+
+    def _untouched(self) -> bool:
+        """Tell whether nothing was made with the settings yet, as after a command that was refused."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        if any(path.suffix != ".lock" and path.name != "settings.json" for path in files):
+            return False
+        own = _lock(self._path("settings"))
+        return not any(_is_held(path) for path in files if path.suffix == ".lock" and path != own)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
@@ -96,6 +106,32 @@ class Records:
 
 def _lock(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with FileLock(lock, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        ValueError: if the file holds none.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        record = error
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{path}: expected a record, a JSON object, got something else. Delete it, and the same command "
+            "makes it anew"
+        )
+    return record
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 
 class Run:
@@ -26,6 +27,22 @@ class Run:
         self.metrics = self.folder / "metrics.jsonl"
         self._started = time.monotonic()
         self._seconds_before = 0.0
+        # Once more in the same process is no other: a run may be opened anew.
+        self._lock = FileLock(self.folder / ".lock", blocking=False, is_singleton=True)
+
+    def claim(self) -> None:
+        """Keep other processes from training here, as long as this one lives.
+
+        Raises:
+            ValueError: if another process does.
+        """
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"{self.folder}: expected a run that no other process trains, got one that another is "
+                "training. Wait for it, or choose another folder"
+            ) from None
 
     @property
     def seconds(self) -> float:
@@ -36,15 +53,36 @@ class Run:
         """Return the state of the last checkpoint, if there is one, and change nothing."""
         if not self.checkpoint.exists():
             return None
-        state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)["state"]
+        state: dict[str, Any] = self.stored()["state"]
         return state
+
+    def stored(self) -> dict[str, Any]:
+        """Return the last checkpoint: ``state``, and ``seconds`` of work up to it.
+
+        Raises:
+            ValueError: if there is none, or it is no checkpoint.
+        """
+        if not self.checkpoint.exists():
+            raise ValueError(
+                f"{self.folder} holds no checkpoint; expected the --run folder of a training command"
+            )
+        try:
+            stored: dict[str, Any] = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+            if not {"state", "seconds", "metrics_size"} <= stored.keys():
+                raise KeyError("state")
+        except Exception as error:  # torch has many for a broken file
+            raise ValueError(
+                f"{self.checkpoint}: expected a checkpoint of a training command, got a file that can't be "
+                f"read ({type(error).__name__}). Delete it to start anew"
+            ) from error
+        return stored
 
     def resume(self) -> dict[str, Any] | None:
         """Return the state of the last checkpoint, or None for a fresh run."""
         if not self.checkpoint.exists():
             self.metrics.unlink(missing_ok=True)
             return None
-        stored = torch.load(self.checkpoint, weights_only=True)
+        stored = self.stored()
         self._seconds_before, self._started = stored["seconds"], time.monotonic()
         if self.metrics.exists():
             with self.metrics.open("r+") as file:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from torch_geninit.generators.vae import TrainedLayer
@@ -62,6 +63,23 @@ class LayerSlices:
             return self.all
         filters = self.all.view(-1, self.layer.inputs, *self.layer.kernel_size)
         return torch.cat([filters, filters.flip(-1)]).flatten(1)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a stored network.
+
+    Raises:
+        ValueError: if the file is broken.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: expected a stored network, a .safetensors file, got one that can't be read ({error}). "
+            "Delete it, and the command that fills the folder makes it anew"
+        ) from error
 
 
 def zoo_networks(zoo: str | Path) -> tuple[str, ...]:
@@ -137,7 +155,7 @@ def read_slices(zoo: str | Path, names: Sequence[str], *, whole_first: bool = Fa
     stacks: dict[str, list[Tensor]] = {name: [] for name in expected}
     for network in names:
         path = Path(zoo) / f"{network}.safetensors"
-        with safe_open(str(path), framework="pt") as file:
+        with opened(path) as file:
             missing = sorted(expected.keys() - set(file.keys()))
             if missing:
                 raise ValueError(f"{path} lacks {missing[:3]}; expected the state dict of a ResNet-20")
@@ -184,7 +202,7 @@ def read_other_slices(zoo: str | Path, known: Collection[Shape], *, held_out: bo
     groups: dict[tuple[Shape, int], list[Tensor]] = defaultdict(list)
     for network in zoo_networks(zoo):
         path = Path(zoo) / f"{network}.safetensors"
-        with safe_open(str(path), framework="pt") as file:
+        with opened(path) as file:
             order = (file.metadata() or {}).get(CONVOLUTIONS)
             if order is None:
                 raise ValueError(

@@ -13,7 +13,7 @@ import torch
 from torch_geninit.initializers import Pretrained
 from torch_geninit.training import identity, unseen
 from torch_geninit.training.architectures import DRAWN, WEIGHTS, weights
-from torch_geninit.training.arguments import at_least
+from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import Spec, by_digest
 from torch_geninit.training.records import Records
@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
     parser.add_argument("--networks", type=at_least(1), default=100, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks")
-    parser.add_argument("--most-macs", type=float, default=unseen.MOST_MACS, help="of a network")
+    parser.add_argument("--most-macs", type=positive, default=unseen.MOST_MACS, help="of a network")
     parser.add_argument("--landmarks", action="store_true", help="measure networks that people know, too")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--picture", type=Path, help="file for expected and measured accuracies")

@@ -20,7 +20,7 @@ from torch_geninit.coverage import Head
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.training import identity
-from torch_geninit.training.arguments import at_least, share
+from torch_geninit.training.arguments import at_least, finite, positive, share
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import ResNet, he_, xavier_
@@ -257,14 +257,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--starts", nargs="+", default=["he", "ghn-cifar10"], help="laws, generators' names or files"
     )
-    parser.add_argument("--blocks", type=int, nargs=3, default=[3, 3, 3], help="of each stage")
+    parser.add_argument("--blocks", type=at_least(1), nargs=3, default=[3, 3, 3], help="of each stage")
     parser.add_argument("--epochs", type=at_least(1), default=20)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.1], help="grid of every start")
+    parser.add_argument("--rates", type=positive, nargs="+", default=[0.1], help="grid of every start")
     parser.add_argument("--seeds", type=at_least(1), default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--share", type=share, default=1.0, help="of the training images, evenly by class")
     parser.add_argument("--batch-size", type=at_least(1), default=128)
-    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--weight-decay", type=finite, default=5e-4)
     parser.add_argument("--head", choices=("auto", "keep", "generate"), default="auto")
     parser.add_argument("--picture", type=Path, help="file for the curves, mean and deviation over seeds")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")

@@ -104,7 +104,7 @@ def train_vaes(
 
     Raises:
         ValueError: if the zoo is too small or broken, or ``folder`` holds a run with another zoo, recipe or
-            seed.
+            seed, or one that another process trains.
     """
     from tqdm.auto import tqdm
 
@@ -116,6 +116,7 @@ def train_vaes(
     plan = {"recipe": _plain(chosen), "seed": seed, "train": list(train), "held_out": list(held_out)}
     plan["layers"] = [[layer.layer.name, len(layer.all)] for layer in layers]
     run = Run(folder)
+    run.claim()
     state = run.resume() or {"done": 0, **plan}
     if {key: state.get(key) for key in plan} != plan:
         raise ValueError(

@@ -41,7 +41,7 @@ def sizes_from(start: WeightGenerator | None, noise: int, mix: int | None = None
     Banks of templates get their usual ranks again, and kernels their usual size, which an export had cut.
 
     Raises:
-        ValueError: if the start is no graph hypernetwork, or has more mixed channels than ``mix``.
+        ValueError: if the start is no graph hypernetwork, or has more mixed channels or noise values.
     """
     if start is None:
         return {**SIZES, "noise": noise, "mix": mix or SIZES["mix"]}
@@ -50,6 +50,10 @@ def sizes_from(start: WeightGenerator | None, noise: int, mix: int | None = None
     own = start.card["sizes"]
     if mix is not None and mix < own["mix"]:
         raise ValueError(f"--mix {mix}: the start has {own['mix']} mixed channels; expected at least as many")
+    if noise < own["noise"]:
+        raise ValueError(
+            f"--noise {noise}: the start has {own['noise']} noise values; expected at least as many"
+        )
     sizes = {name: own[name] or usual for name, usual in SIZES.items()}
     cut = {name: max(sizes[name], SIZES[name]) for name in (*RANKS.values(), "kernel")}
     return {**sizes, **cut, "noise": noise, "mix": mix or own["mix"]}

@@ -16,7 +16,7 @@ from torch import nn
 
 from torch_geninit.training import identity
 from torch_geninit.training.architectures import Space, sample, weights
-from torch_geninit.training.arguments import at_least, phases
+from torch_geninit.training.arguments import at_least, phases, positive
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.families import STAGED, Spec
@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zoo", required=True, help="folder of the zoo; networks that exist are kept")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--networks", type=at_least(1), default=20)
-    parser.add_argument("--lr", type=float, default=RECIPE.lr, help="peak rate of the kernels (Muon)")
+    parser.add_argument("--lr", type=positive, default=RECIPE.lr, help="peak rate of the kernels (Muon)")
     parser.add_argument("--batch-size", type=at_least(1), default=RECIPE.batch_size)
     parser.add_argument(
         "--phases",
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--families", nargs="+", default=[], choices=list(STAGED), help="draw networks instead of ResNet-20s"
     )
-    parser.add_argument("--most-macs", type=float, default=20e6, help="multiplications of a drawn network")
+    parser.add_argument("--most-macs", type=positive, default=20e6, help="multiplications of a drawn network")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="run the training steps through torch.compile")
 
