@@ -65,7 +65,9 @@ def test_a_pull_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str])
     assert "argument --diversity: expected a number, got 'nan'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", ".", "../x", "a/b", "x\ny", "auto", "Upper", "-x", "a--b"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "../x", "a/b", "x\ny", "auto", "Upper", "-x", "a--b", "a.safetensors"]
+)
 def test_names_of_generators_are_names(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["export", "--run", "x", "--data", "y", f"--name={text}"])

@@ -20,6 +20,7 @@ from torch_geninit.training import ensembles
 from torch_geninit.training.classifier import logits_of
 from torch_geninit.training.corruptions import corrupted
 from torch_geninit.training.data import Split
+from torch_geninit.training.memory import stored_networks
 from torch_geninit.training.networks import he_, resnet20
 
 
@@ -85,33 +86,48 @@ def test_labels_are_what_tells_paths_apart() -> None:
     assert len(ensembles.labels_of(["runs/a", "runs/b", "other/a"])) == 3
 
 
-def fill(zoo: Path, networks: int) -> None:
-    zoo.mkdir(parents=True)
-    for seed in range(networks):
-        torch.manual_seed(seed)
-        save_file(he_(resnet20()).state_dict(), zoo / f"{seed}.safetensors")
-
-
-def test_zoos_are_measured_once_and_drawn(
-    images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def zoos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Two zoos of three untrained networks, and one corruption to measure them on."""
     monkeypatch.setattr(ensembles, "CORRUPTIONS", {"fog": ensembles.CORRUPTIONS["fog"]})
-    zoos = {"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}
-    for zoo in zoos.values():
-        fill(Path(zoo), 3)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for seed in range(3):
+            torch.manual_seed(seed + 10 * (name == "b"))
+            save_file(he_(resnet20()).state_dict(), tmp_path / name / f"{seed}.safetensors")
+    return {name: str(tmp_path / name) for name in ("a", "b")}
 
-    def run(size: int = 2) -> list[dict[str, object]]:
-        return list(ensembles.measure(zoos, images, tmp_path / "run", size=size, images=20))
 
-    first = run()
-    assert [(one["zoo"], one["networks"]) for one in first] == [("a", 3), ("b", 3)]
-    ensembles.draw(first, tmp_path / "found.png")
-    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+def test_zoos_are_measured_once(
+    zoos: dict[str, str], images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ensembles.measure(zoos, images, tmp_path / "run", size=2, images=20)
+    expected = ensembles.report(stored_networks(zoos["b"], 10), images, size=2, images=20)
+    assert first[1] == json.loads(json.dumps({"zoo": "b", **expected}))
     monkeypatch.setattr(ensembles, "report", None)
-    assert run() == json.loads(json.dumps(first))
-    with pytest.raises(ValueError, match="b holds 3 networks; expected at least --size 4"):
-        zoos.pop("a")
-        run(size=4)
-    (tmp_path / "b" / "2.safetensors").unlink()
-    with pytest.raises(ValueError, match="records of other settings"):
-        run()
+    # Whatever else is measured with it, and whatever it is called.
+    (again,) = ensembles.measure({"other": zoos["b"]}, images, tmp_path / "run", size=2, images=20)
+    assert again == {**first[1], "zoo": "other"}
+
+
+def test_a_zoo_that_has_changed_is_measured_anew(zoos: dict[str, str], images: Split, tmp_path: Path) -> None:
+    first = ensembles.measure(zoos, images, tmp_path / "run", size=2, images=20)
+    (Path(zoos["a"]) / "2.safetensors").unlink()
+    second = ensembles.measure(zoos, images, tmp_path / "run", size=2, images=20)
+    assert [one["networks"] for one in second] == [2, 3] and second[1] == first[1]
+
+
+def test_too_small_a_zoo_is_refused_before_any_is_measured(
+    zoos: dict[str, str], images: Split, tmp_path: Path
+) -> None:
+    (Path(zoos["b"]) / "2.safetensors").unlink()
+    with pytest.raises(ValueError, match="b holds 2 networks; expected at least --size 3"):
+        ensembles.measure(zoos, images, tmp_path / "run", size=3, images=20)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_picture_shows_every_zoo(zoos: dict[str, str], images: Split, tmp_path: Path) -> None:
+    found = ensembles.measure(zoos, images, tmp_path / "run", size=2, images=20)
+    ensembles.draw(found, tmp_path / "found.svg")
+    picture = (tmp_path / "found.svg").read_text()
+    assert all(f"<!-- {name}, 3 networks -->" in picture for name in zoos)

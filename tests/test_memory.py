@@ -32,7 +32,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_networks_of_another_kind_are_named(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1)}, tmp_path / "3.safetensors")
-    with pytest.raises(ValueError, match=r"3\.safetensors: expected the state dict of a ResNet-20 with 10"):
+    with pytest.raises(ValueError, match=r"3\.safetensors: expected the state dict of a ResNet, got another"):
         stored_networks(tmp_path, 10)
     (tmp_path / "3.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"3\.safetensors: expected a stored network"):

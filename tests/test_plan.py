@@ -458,6 +458,22 @@ class TestText:
             plan.write_(model)
         assert all(map(torch.equal, before, model.parameters()))
 
+    def test_what_was_excluded_is_not_written_through_a_later_tie(self, ghn: WeightGenerator) -> None:
+        model = nn.Sequential(*net(), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10))
+        plan = geninit.plan(model, pretrained=ghn, untrusted="generate", exclude="9.bias")
+        model[7].bias = model[9].bias
+        with pytest.raises(ValueError, match=r"'7\.bias' and '9\.bias' were tied after the plan"):
+            plan.write_(model)
+
+    def test_a_later_tie_of_what_is_loaded_is_nobody_s_business(self, ghn: WeightGenerator) -> None:
+        model = nn.Sequential(*net(), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10))
+        plan = geninit.plan(model, pretrained=ghn, untrusted="generate")
+        model[9].bias = model[7].bias
+        model[7].bias._is_hf_initialized = True
+        before = model[7].bias.detach().clone()
+        plan.write_(model)
+        assert torch.equal(model[9].bias, before)
+
     @pytest.mark.parametrize("change", [nn.Module.half, nn.Module.double, lambda g: g.to("meta")])
     def test_a_generator_that_was_changed_is_refused(self, ghn: WeightGenerator, change: Any) -> None:
         changed = change(copy.deepcopy(ghn))
@@ -466,6 +482,16 @@ class TestText:
         with pytest.raises(ValueError, match="was changed after loading: expected"):
             geninit.ghn_(model, pretrained=changed)
         assert all(map(torch.equal, before, model.parameters()))
+
+    @pytest.mark.parametrize("verb", ["plan", "write"])
+    def test_a_changed_generator_is_refused_before_a_seed_is_drawn(self, tiny: Generators, verb: str) -> None:
+        changed, model = copy.deepcopy(tiny("vae")), net()
+        plan = geninit.plan(model, "vae", pretrained=changed)
+        changed.half()
+        before = torch.get_rng_state()
+        with pytest.raises(ValueError, match="was changed after loading: expected"):
+            plan.predict() if verb == "write" else geninit.vae_(model, pretrained=changed)
+        assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize("scale", [0, -1, float("nan"), "2", True])
     def test_a_kernel_scale_is_a_positive_number(self, ghn: WeightGenerator, scale: Any) -> None:

@@ -146,6 +146,15 @@ def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
         records.of(TASKS)
 
 
+def test_who_lost_the_folder_to_other_settings_adds_nothing(tmp_path: Path) -> None:
+    """It opened the folder long before its first task, as a comparison of many starts does."""
+    first = Records(tmp_path, {"epochs": 20})
+    list(Records(tmp_path, {"epochs": 1}).fill({"a": 1}, doubled))
+    with pytest.raises(ValueError, match="other settings: expected .*20.*found .*1"):
+        list(first.fill(TASKS, doubled))
+    assert len(first.of(TASKS)) == 1
+
+
 def test_a_record_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_record(path, {"value": 1})

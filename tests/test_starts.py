@@ -100,13 +100,13 @@ def test_an_interrupted_training_counts_no_epoch_twice(
 def test_nobody_is_waited_for_while_another_start_has_work(
     enough: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process has the first network; this one trains those of the next start before it waits."""
+    """Another process has the first network; this one trains all of the next start before it waits."""
     trained, other = [], FileLock(tmp_path / "he" / "lr0.1" / ".0.json.lock")
     (tmp_path / "he" / "lr0.1").mkdir(parents=True)
 
     def train(start: str, lr: float, seed: int, *_: object) -> dict[str, object]:
         trained.append((start, seed))
-        if (start, seed) == ("xavier", 0):
+        if (start, seed) == ("xavier", 1):
             other.release()
         return {"start": start, "lr": lr, "seed": seed, "validation": [0.1, 0.2], "test": 0.2}
 
@@ -114,7 +114,7 @@ def test_nobody_is_waited_for_while_another_start_has_work(
     course = starts.Course(epochs=1)
     with other:
         found = list(starts.compare(["he", "xavier"], [0.1], [0, 1], course, (enough,) * 3, tmp_path))
-    assert trained == [("xavier", 0), ("he", 0), ("he", 1), ("xavier", 1)]
+    assert trained == [("xavier", 0), ("xavier", 1), ("he", 0), ("he", 1)]
     assert [(record["start"], record["seed"]) for record in found] == [
         ("he", 0), ("he", 1), ("xavier", 0), ("xavier", 1)
     ]  # fmt: skip

@@ -229,7 +229,7 @@ def test_a_run_goes_on_as_itself_alone(prepared: Path, tmp_path: Path) -> None:
     tensors["train.images"][0] += 1
     with safe_open(prepared, "pt") as file:
         save_file(tensors, other, file.metadata())
-    with pytest.raises(ValueError, match="another images: expected data"):
+    with pytest.raises(ValueError, match="another source: expected data"):
         ghn.train_ghn(other, tmp_path, longer, seed=1)
     with pytest.warns(UserWarning, match=r"goes on from step 1 with phases .* -> .*warmup 0 -> 200"):
         ghn.train_ghn(prepared, tmp_path, longer, seed=1)

@@ -345,6 +345,7 @@ def plan(
             ),
             os.fspath(chosen),
         )
+    weights.check_unchanged(source)
     kind = weights.card["kind"]
     if kind not in KINDS[verb]:
         raise ValueError(

@@ -48,18 +48,19 @@ def find_targets(
     """Sort ``slots`` by what happens to them; ``sources`` names the prediction of each that is generated.
 
     Raises:
-        ValueError: if two that are predicted apart share memory.
+        ValueError: if two share memory that the plan treats differently.
     """
     loaded = _loaded(slots) if keep_loaded else frozenset()
-    filled: dict[str, str] = {}
+    planned: dict[str, tuple[Slot, str | None]] = {}
     for slot in slots:
-        if slot.key in sources:
-            first, source = slot.first or slot.name, sources[slot.key]
-            if filled.setdefault(first, source) != source:
-                raise ValueError(
-                    f"parameters {first!r} and {slot.name!r} were tied after the plan was made: expected "
-                    "memory of their own, got the same. Plan again after changing a model"
-                )
+        source = sources.get(slot.key)
+        first, expected = planned.setdefault(slot.first or slot.name, (slot, source))
+        if source != expected and first.name not in loaded:
+            raise ValueError(
+                f"parameters {first.name!r} and {slot.name!r} were tied after the plan was made: expected "
+                "memory of their own, got the same. Plan again after changing a model"
+            )
+    filled = {name: source for name, (_, source) in planned.items() if source is not None}
     for name in loaded:
         filled.pop(name, None)
     taken = filled.keys() | loaded

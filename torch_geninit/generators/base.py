@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ class WeightGenerator(nn.Module):
         from torch_geninit.graph.trace import trace
 
         return trace(model, example_inputs)
+
+    def check_unchanged(self, source: str) -> None:
+        """Raise a ValueError if the generator was cast or moved: values must not depend on the machine."""
+        for name, tensor in self.named_parameters():
+            if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+                raise ValueError(
+                    f"the generator {source} was changed after loading: expected its {name} as torch.float32 "
+                    f"on the CPU, got {tensor.dtype} on {tensor.device}. Load it again; the model may be "
+                    "anywhere and of any type"
+                )
 
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
         """Say why this generator can't fill ``entry``, or None if it can."""

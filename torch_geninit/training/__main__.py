@@ -7,6 +7,7 @@ import importlib
 
 import torch
 
+from torch_geninit.graph.trace import TraceError
 from torch_geninit.training.arguments import at_least
 
 COMMANDS = {
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(parsed.threads)
     try:
         parsed.run_command(parsed)
-    except (ValueError, OSError) as error:  # what the caller can mend; anything else is a bug
+    except (ValueError, OSError, TraceError) as error:  # what the caller can mend, mostly
         if parsed.traceback:
             raise
         parser.exit(1, f"{type(error).__name__}: {error}\n")

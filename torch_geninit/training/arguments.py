@@ -51,10 +51,9 @@ def finite(text: str) -> float:
 
 def generator_name(text: str) -> str:
     """Read what users will pass as ``pretrained=``, and what its file is called."""
-    if not re.fullmatch(r"[a-z0-9]+([._-][a-z0-9]+)*", text) or text == "auto":
+    if not re.fullmatch(r"[a-z0-9]+([_-][a-z0-9]+)*", text) or text == "auto":
         raise argparse.ArgumentTypeError(
-            f"expected small letters, digits and single '-', '_' or '.' between them, but not 'auto', got "
-            f"{text!r}"
+            f"expected small letters, digits and single '-' or '_' between, not 'auto', got {text!r}"
         )
     return text
 

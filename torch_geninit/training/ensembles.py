@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -149,24 +149,20 @@ def labels_of(zoos: Sequence[str]) -> dict[str, str]:
 
 def measure(
     zoos: Mapping[str, str], test: Split, folder: str | Path, *, size: int, images: int, data: str = ""
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """Report on every zoo; several processes share the work, and what is in ``folder`` is not measured again.
 
     Args:
         zoos: label -> folder of ResNet-20s.
         test: images to measure on.
-        folder: of the records, ``<label>/ensembles.json``.
+        folder: of the records, one for each set of networks, whatever their folder is called.
         size, images: as in :func:`report`.
         data: identifies the images.
 
     Raises:
-        ValueError: if a zoo is too small, or what is there is of other networks, images or sizes.
+        ValueError: if a zoo is too small, or ``folder`` holds records of other images or sizes.
     """
-
-    def measured(zoo: str) -> dict[str, Any]:
-        return report(stored_networks(zoo, len(test.classes)), test, size=size, images=images)
-
-    kept = {}
+    networks = {}
     for label, zoo in zoos.items():
         names = zoo_networks(zoo)
         if len(names) < size:
@@ -174,14 +170,15 @@ def measure(
                 f"{zoo} holds {len(names)} networks; expected at least --size {size}: a zoo, or the folder "
                 "of one rate of training starts"
             )
-        networks = {name: identity.of_file(Path(zoo) / f"{name}.safetensors") for name in names}
-        settings = {"networks": networks, "data": data, "size": size, "images": images}
-        kept[label] = Records(Path(folder) / label, settings)
-    for label, records in kept.items():
-        records.begin({"ensembles": zoos[label]}, measured)
-    for label, records in kept.items():
-        (record,) = records.complete({"ensembles": zoos[label]}, measured)
-        yield {"zoo": label, **record}
+        networks[label] = identity.of_files(Path(zoo) / f"{name}.safetensors" for name in names)
+
+    def measured(zoo: str) -> dict[str, Any]:
+        return report(stored_networks(zoo, len(test.classes)), test, size=size, images=images)
+
+    records = Records(folder, {"data": data, "size": size, "images": images})
+    tasks = {networks[label]: zoo for label, zoo in zoos.items()}
+    found = dict(zip(tasks, records.complete(tasks, measured), strict=True))
+    return [{"zoo": label, **found[networks[label]]} for label in zoos]
 
 
 def draw(found: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -225,16 +222,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    found = []
-    for one in measure(
+    found = measure(
         labels_of(arguments.zoos),
         load(arguments.data, arguments.split),
         arguments.run,
         size=arguments.size,
         images=arguments.images,
         data=f"{identity.of_file(arguments.data)}/{arguments.split}",
-    ):
+    )
+    for one in found:
         print(json.dumps(one), flush=True)
-        found.append(one)
     if arguments.picture:
         draw(found, arguments.picture)

@@ -264,7 +264,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype)
-    measured = read_record(arguments.measured) if arguments.measured else None
+    measured = (
+        read_record(arguments.measured, "Make it with `training expectation`") if arguments.measured else None
+    )
     of = measured.pop("of", None) if measured else None
     generator = from_run(
         arguments.run,

@@ -107,10 +107,10 @@ def train_ghn(
 
     Raises:
         ValueError: if the ranks can't share a step's networks evenly, or ``folder`` holds a run with another
-            data, space of networks, seed or kind of generator, or another process trains there.
+            data, start, space of networks, seed or kind of generator, or another process trains there.
 
     Warns:
-        UserWarning: if a run goes on with another schedule or loss.
+        UserWarning: if a run goes on with another schedule, loss or ``amp``.
     """
     from tqdm.auto import tqdm
 
@@ -144,12 +144,14 @@ def train_ghn(
             {
                 "card": card,
                 "space": {**asdict(space), "seed": seed},
-                "images": {"data": identity.of_file(data)},
+                "source": {
+                    "data": identity.of_file(data),
+                    "start": None if start is None else identity.of_generator(str(start)),
+                },
                 "settings": {
                     **asdict(schedule),
                     **asdict(diversity),
                     "decay": decay,
-                    "start": None if start is None else identity.of_generator(str(start)),
                     "amp": amp,
                 },
             }
@@ -228,6 +230,11 @@ def train_ghn(
 def _same_run(run: Run, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Refuse to go on with what an export would then describe wrongly; tell what else is another."""
     for part, wanted in own.items():
+        if part not in state:
+            raise ValueError(
+                f"{run.folder} holds a run that doesn't say its {part}, one of an older version: expected a "
+                "run of this one. Choose another folder, or --start from its export"
+            )
         found = json.loads(json.dumps(state[part]))
         # As text: the order of the families decides which networks are drawn.
         other = [n for n in {**wanted, **found} if json.dumps(wanted.get(n)) != json.dumps(found.get(n))]

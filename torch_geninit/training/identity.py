@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,11 @@ DIGITS = 16
 def of_file(path: str | Path) -> str:
     """Return the first digits of a file's sha256."""
     return sha256(Path(path))[:DIGITS]
+
+
+def of_files(paths: Iterable[Path]) -> str:
+    """Return the first digits of a digest of several files, whatever their names and order."""
+    return hashlib.sha256(" ".join(sorted(map(of_file, paths))).encode()).hexdigest()[:DIGITS]
 
 
 def of_weights(generator: nn.Module, dtype: torch.dtype = torch.float32) -> str:

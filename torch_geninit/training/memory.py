@@ -22,7 +22,8 @@ from torch_geninit.generators.noise import noise_stream
 from torch_geninit.training.classifier import logits_of
 from torch_geninit.training.data import Split
 from torch_geninit.training.networks import ResNet, resnet20
-from torch_geninit.training.slices import opened, zoo_networks
+from torch_geninit.training.slices import zoo_networks
+from torch_geninit.training.stored import load_
 
 NOISE = (0.05, 0.1, 0.2, 0.4)
 """Relative standard deviations of the noise added to a stored network's kernels."""
@@ -54,14 +55,7 @@ def stored_networks(zoo: str | Path, classes: int) -> list[ResNet]:
     models = []
     for name in zoo_networks(Path(zoo)):
         model, path = resnet20(classes), Path(zoo) / f"{name}.safetensors"
-        with opened(path) as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path}: expected the state dict of a ResNet-20 with {classes} classes, got another: {error}"
-            ) from error
+        load_(model, path)
         models.append(model)
     return models
 

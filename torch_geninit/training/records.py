@@ -28,18 +28,23 @@ class Records:
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path, wanted = self._path("settings"), json.loads(json.dumps(settings))
+        self.settings = json.loads(json.dumps(settings))
+        path = self._path("settings")
         with FileLock(_lock(path)):
-            found = read_record(path) if path.exists() else None
-            if found == wanted:
-                return
-            if found is None or self._untouched():
-                write_record(path, wanted)
-            else:
-                raise ValueError(
-                    f"{self.folder} holds records of other settings: expected {wanted}, found {found}; "
-                    "choose another folder"
-                )
+            if not path.exists() or self._untouched():
+                write_record(path, self.settings)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse to add to records of other settings, also those of a later command, see `_untouched`."""
+        path = self._path("settings")
+        with FileLock(_lock(path)):
+            found = read_record(path, "Choose another folder")
+        if found != self.settings:
+            raise ValueError(
+                f"{self.folder} holds records of other settings: expected {self.settings}, found {found}; "
+                "choose another folder"
+            )
 
     def begin(self, tasks: Mapping[str, Task], work: Callable[[Task], dict[str, Any]]) -> None:
         """Do the named tasks that nobody else does, and wait for nobody."""
@@ -66,6 +71,7 @@ class Records:
                 with FileLock(_lock(path), blocking=wait):
                     if path.exists():
                         continue
+                    self._check()
                     record = work(task)
                     write_record(path, record)
             except Timeout:
@@ -86,14 +92,18 @@ class Records:
 
     def of(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Return the records there are, in the order of ``names``."""
-        return [read_record(self._path(name)) for name in names if self._path(name).exists()]
+        remedy = "Delete it, and the same command makes it anew"
+        return [read_record(self._path(name), remedy) for name in names if self._path(name).exists()]
 
     def amend(self, name: str, record: Mapping[str, Any]) -> None:
         """Replace the record of a task that is done."""
         write_record(self._path(name), record)
 
     def _untouched(self) -> bool:
-        """Tell whether nothing was made with the settings yet, as after a command that was refused."""
+        """Tell whether nothing was made with the settings yet, as after a command that was refused.
+
+        The folder is then another's to take: who opened it and made nothing is refused at the first task.
+        """
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         if any(path.suffix != ".lock" and path.name != "settings.json" for path in files):
             return False
@@ -116,8 +126,8 @@ def _is_held(lock: Path) -> bool:
         return True
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a record.
+def read_record(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a record; ``remedy`` tells what to do about a broken one.
 
     Raises:
         ValueError: if the file holds none.
@@ -127,10 +137,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except ValueError as error:
         record = error
     if not isinstance(record, dict):
-        raise ValueError(
-            f"{path}: expected a record, a JSON object, got something else. Delete it, and the same command "
-            "makes it anew"
-        )
+        raise ValueError(f"{path}: expected a record, a JSON object, got something else. {remedy}")
     return record
 
 

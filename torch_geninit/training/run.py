@@ -28,10 +28,12 @@ class Run:
         self._started = time.monotonic()
         self._seconds_before = 0.0
         # Once more in the same process is no other: a run may be opened anew.
-        self._lock = FileLock(self.folder / ".lock", blocking=False, is_singleton=True)
+        self._lock = FileLock(self.folder / ".lock", blocking=False, is_singleton=True, thread_local=False)
 
     def claim(self) -> None:
-        """Keep other processes from training here, as long as this one lives.
+        """Keep other processes from training here, as long as this object lives.
+
+        Runs below :class:`Records` need not be claimed: who has a task has its run.
 
         Raises:
             ValueError: if another process does.
@@ -70,6 +72,8 @@ class Run:
             stored: dict[str, Any] = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
             if not {"state", "seconds", "metrics_size"} <= stored.keys():
                 raise KeyError("state")
+        except (OSError, MemoryError):  # which say nothing about the file's content
+            raise
         except Exception as error:  # torch has many for a broken file
             raise ValueError(
                 f"{self.checkpoint}: expected a checkpoint of a training command, got a file that can't be "

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from torch_geninit.generators.vae import TrainedLayer
 from torch_geninit.training.networks import resnet20
+from torch_geninit.training.stored import opened
 
 if TYPE_CHECKING:
     from torch_geninit.graph.architecture import Shape
@@ -63,23 +62,6 @@ class LayerSlices:
             return self.all
         filters = self.all.view(-1, self.layer.inputs, *self.layer.kernel_size)
         return torch.cat([filters, filters.flip(-1)]).flatten(1)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Open a stored network.
-
-    Raises:
-        ValueError: if the file is broken.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: expected a stored network, a .safetensors file, got one that can't be read ({error}). "
-            "Delete it, and the command that fills the folder makes it anew"
-        ) from error
 
 
 def zoo_networks(zoo: str | Path) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import torch_geninit as geninit
@@ -27,6 +26,7 @@ from torch_geninit.training.networks import ResNet, he_, xavier_
 from torch_geninit.training.pairs import Lead, best_rate
 from torch_geninit.training.records import Records
 from torch_geninit.training.run import Run
+from torch_geninit.training.stored import load_, save
 
 LAWS = {"he": he_, "xavier": xavier_}
 """Starts that need no generator."""
@@ -115,8 +115,7 @@ def train_from(
         description=f"{folder.parent.name} lr {lr:g} seed {seed}",
     )
     epochs = [json.loads(line)["validation"] for line in run.metrics.read_text().splitlines()]
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, str(folder / f"{seed}.safetensors"))
+    save(model, folder / f"{seed}.safetensors")
     run.checkpoint.unlink()
     return {
         "start": start,
@@ -164,24 +163,25 @@ def compare(
 
         return trained
 
-    # Other processes are waited for only when nothing of any start is left to begin.
     kept = {name: records_of(name) for name in names}
     for name, records in kept.items():
         records.begin(first, trained_from(name))
-    best, tasks = {}, {}
-    for name, records in kept.items():
-        rated = records.complete(first, trained_from(name))
-        best[name] = best_rate({record["lr"]: record["validation"][-1] for record in rated})
-        tasks[name] = first | {f"lr{best[name]:g}/{seed}": (best[name], seed) for seed in seeds}
-    for name, records in kept.items():
-        records.begin(tasks[name], trained_from(name))
+    best, tasks, unrated = {}, {}, list(names)
+    while unrated:
+        # Another process is waited for only when no start has anything left to begin.
+        for name in [n for n in unrated if len(kept[n].of(first)) == len(first)] or unrated[:1]:
+            rated = kept[name].complete(first, trained_from(name))
+            best[name] = best_rate({record["lr"]: record["validation"][-1] for record in rated})
+            tasks[name] = first | {f"lr{best[name]:g}/{seed}": (best[name], seed) for seed in seeds}
+            kept[name].begin(tasks[name], trained_from(name))
+            unrated.remove(name)
     for name, records in kept.items():
         completed = records.complete(tasks[name], trained_from(name))
         for key, record in zip(tasks[name], completed, strict=True):
             record["start"] = names[name]  # the same file may have been named otherwise
             if record["lr"] == best[name] and "test" not in record:
                 model = ResNet(course.blocks, num_classes=len(test.classes))
-                model.load_state_dict(load_file(str(folder / name / f"{key}.safetensors")))
+                load_(model, folder / name / f"{key}.safetensors")
                 record["test"] = score(model, test).accuracy
                 records.amend(key, record)
             yield record

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from torch_geninit.training import identity
@@ -24,6 +23,7 @@ from torch_geninit.training.networks import he_, resnet20
 from torch_geninit.training.records import Records
 from torch_geninit.training.run import Run
 from torch_geninit.training.slices import CONVOLUTIONS
+from torch_geninit.training.stored import load_, save
 
 # Early epochs on small images: a ResNet-20 epoch at 16 x 16 costs a quarter of one at 32 x 32. Muon on small
 # batches learns most from each image, so much that flips alone overfit in eleven epochs of small images.
@@ -73,7 +73,7 @@ def train_zoo(
             model.compile(dynamic=False)
         target, run = folder / f"{seed}.safetensors", Run(folder / f"run-{seed}")
         if target.exists():  # without a record: stopped just before it
-            model.load_state_dict(load_file(target))
+            load_(model, target)
         else:
             train_classifier(model, train, recipe, seed=seed, run=run, description=f"network {seed}")
         model._compiled_call_impl = None  # one pass each over two sets: not worth compiling
@@ -85,8 +85,7 @@ def train_zoo(
         }
         layers = model.named_modules()
         order = json.dumps([f"{name}.weight" for name, layer in layers if isinstance(layer, nn.Conv2d)])
-        state = {name: value.contiguous() for name, value in model.state_dict().items()}
-        save_file(state, str(target), {CONVOLUTIONS: order})
+        save(model, target, {CONVOLUTIONS: order})
         run.checkpoint.unlink(missing_ok=True)
         return metrics
 
