@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import itertools
 import json
@@ -110,11 +111,13 @@ class At:
 
 @contextlib.contextmanager
 def profiled(at: At) -> Iterator[At]:
+    gc.disable()  # Python ignores errors in callbacks of the collector, such as hypothesis has
     sys.setprofile(at)
     try:
         yield at
     finally:
         sys.setprofile(None)
+        gc.enable()
 
 
 def interrupt() -> None:
