@@ -155,7 +155,26 @@ class Backward(Net):
         return y
 
 
-@pytest.mark.parametrize("kind", [Unlocked, Meddling, Nested])
+class Guarded(nn.Parameter):
+    """Refuses to be written, by method and by operation."""
+
+    def copy_(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("copy_ of Guarded")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.copy_, Tensor.as_subclass):
+            raise RuntimeError(f"{func.__name__} of Guarded")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Guarding(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm.weight = Guarded(self.norm.weight.detach())
+
+
+@pytest.mark.parametrize("kind", [Unlocked, Meddling, Nested, Guarding])
 def test_networks_that_differ_in_nothing_but_manners(kind: type[Net]) -> None:
     assert same(traceless(kind), values(fill(fresh())))
 

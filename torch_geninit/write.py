@@ -154,16 +154,22 @@ def _copy(assignment: Assignment, indices: Indices | None) -> None:
     target: Tensor = slot.parameter
     if slot.norm is not None:
         g, v = slot.norm.split(compact.expand())
-        slot.norm.g.copy_(g)
-        slot.norm.v.copy_(v)
+        _plain(slot.norm.g).copy_(g)
+        _plain(slot.norm.v).copy_(v)
     elif is_sharded(target):
         if indices is not None:
             write_part(compact, indices, _local(target))
     elif target.is_inference():
         with torch.inference_mode():
-            compact.write_to(target)
+            compact.write_to(_plain(target))
     else:
-        compact.write_to(target)
+        compact.write_to(_plain(target))
+
+
+def _plain(parameter: Tensor) -> Tensor:
+    """Return the same memory without its subclass, whose copy_ may raise when half a model is written."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return parameter.as_subclass(Tensor)
 
 
 def _local(parameter: Tensor) -> Tensor:

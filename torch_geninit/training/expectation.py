@@ -69,7 +69,8 @@ def resnet_specs(count: int) -> Iterator[Spec]:
 def name_of(spec: Spec) -> str:
     """Name a network for people: family, blocks, widths, norm."""
     blocks, widths = ("-".join(map(str, sizes)) for sizes in (spec.blocks, spec.widths))
-    return f"{spec.family} {blocks}, widths {widths}, {spec.style.norm} norm"
+    norm = "no" if spec.style.norm == "none" else spec.style.norm
+    return f"{spec.family} {blocks}, widths {widths}, {norm} norm"
 
 
 def measure_networks(
