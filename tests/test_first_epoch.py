@@ -34,12 +34,12 @@ def test_each_start_has_its_own_rate_and_the_seeds_are_paired(
 
     monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", trained)
     record = first_epoch.compare(SPEC, tiny("ghn"), images, images, rates=(0.1, 0.01), seeds=3)
-    assert (record["he"]["lr"], record["ghn"]["lr"]) == (0.1, 0.01)
+    assert (record["he"]["lr"], record["generated"]["lr"]) == (0.1, 0.01)
     assert calls == [
         *[(False, 0.1, 0), (False, 0.01, 0), (False, 0.1, 1), (False, 0.1, 2)],
         *[(True, 0.1, 0), (True, 0.01, 0), (True, 0.01, 1), (True, 0.01, 2)],
     ]
-    assert record["generated"] and record["ghn"]["accuracy"] == [0.6] * 3
+    assert record["generated"]["accuracy"] == [0.6] * 3
 
 
 def test_where_the_verb_falls_back_there_is_only_he(
@@ -48,8 +48,26 @@ def test_where_the_verb_falls_back_there_is_only_he(
     monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", lambda *_, **__: 0.5)
     stranger = Spec("transformer", (1,), (32,), stem=8, heads=2)
     record = first_epoch.compare(stranger, tiny("ghn"), images, images, rates=(0.1,), seeds=1)
-    assert not record["generated"] and "ghn" not in record
+    assert "generated" not in record
     assert first_epoch.lead(record) is None
+
+
+@pytest.mark.parametrize("kind", ["vae", "noise-ghn"])
+def test_other_generators_draw_with_the_seed(
+    kind: str, tiny: Callable[[str], WeightGenerator], images: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stems: list[torch.Tensor] = []
+
+    def trained(model: nn.Module, *_: object, **__: object) -> float:
+        stems.append(model.stem[0].weight.detach().clone())
+        return 0.5
+
+    monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", trained)
+    record = first_epoch.compare(SPEC, tiny(kind), images, images, rates=(0.1, 0.01), seeds=2)
+    assert record["generated"]["accuracy"] == [0.5, 0.5]
+    he, generated = stems[:3], stems[3:]
+    assert torch.equal(generated[0], generated[1]), "one draw at both rates"
+    assert not any(torch.equal(generated[2], other) for other in (generated[0], *he))
 
 
 def test_an_epoch_is_trained_and_measured(images: Split) -> None:
@@ -74,7 +92,7 @@ def test_a_training_that_diverges_counts_as_chance(images: Split) -> None:
 def test_summary_by_hand() -> None:
     def record(name: str, he: list[float], ghn: list[float] | None) -> dict[str, object]:
         found: dict[str, object] = {"network": name, "he": {"accuracy": he}}
-        return found if ghn is None else found | {"ghn": {"accuracy": ghn}}
+        return found if ghn is None else found | {"generated": {"accuracy": ghn}}
 
     found = first_epoch.summary(
         [

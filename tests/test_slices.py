@@ -51,13 +51,25 @@ def test_filters_are_learned_with_their_mirror_images(tmp_path):
 def test_slices_of_other_networks_are_sorted_by_size_and_depth(tmp_path):
     layers = make_other(tmp_path)
     seen, kept = (read_other_slices(tmp_path, {(3, 3)}, held_out=h) for h in (False, True))
-    found = [(s.layer.kernel_size, round(s.layer.depth, 2), s.layer.fan_in) for s in seen]
-    assert found == [((1, 1), 0.17, 2), ((1, 1), 0.83, 2), ((5, 5), 0.5, 2)]
+    found = [(s.layer.kernel_size, s.layer.depthwise, round(s.layer.depth, 2)) for s in seen]
+    others = [((1, 1), False, 0.17), ((1, 1), False, 0.83), ((5, 5), False, 0.17)]
+    assert found == [others[0], others[1], ((3, 3), True, 0.83), others[2]]
+    assert all(s.layer.fan_in == 2 for s in seen)
     # In units of He's standard deviation.
     assert [round(s.layer.std, 1) for s in seen[:2]] == [1.0, 2.0]
     raw = layers["b"].flatten(0, 1).flatten(1) * math.sqrt(64 * 25 / 2)
-    together = torch.cat([seen[2].all, kept[2].all])
-    assert len(kept[2].all) == 205 and torch.equal(together.sort(0).values, raw.sort(0).values)
+    together = torch.cat([seen[3].all, kept[3].all])
+    assert len(kept[3].all) == 205 and torch.equal(together.sort(0).values, raw.sort(0).values)
+
+
+def test_depthwise_filters_are_learned_with_their_mirror_images(tmp_path):
+    raw = make_other(tmp_path)["dw"].flatten(1) * math.sqrt(9 / 2)
+    layers = read_other_slices(tmp_path, {(3, 3)}, held_out=False)
+    learned = {s.layer.name: s.training for s in layers}
+    assert len(learned["5x5, part 1 of 3"]) == 819, "slices as they are"
+    both = learned["3x3 depthwise, part 3 of 3"]
+    assert torch.equal(both[:320], raw[torch.arange(400) % 5 > 0])
+    assert torch.equal(both[320:].view(-1, 3, 3), both[:320].view(-1, 3, 3).flip(-1))
 
 
 def test_a_broken_network_is_named(tmp_path):

@@ -70,6 +70,39 @@ def test_whole_filters_alone_serve_nothing_else():
     )
 
 
+def test_depthwise_convolutions_have_vaes_of_their_own():
+    generator = random_vaes(
+        record("dense", depth=0.5),
+        record("channels", depth=0.0, depthwise=True),
+        record("large", (5, 5), depthwise=True),
+        record("only dense", (1, 1)),
+    )
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 8, 3, groups=4),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.Conv2d(8, 8, 5, groups=8),
+        nn.Conv2d(8, 8, 1, groups=8),
+        nn.Conv2d(8, 8, 5),
+    )
+    plan = plan_layers(model, generator, "test")
+    weights = generator.predict(plan, seed=0)
+    serving = {name: generator.layers[_index(generator, draws)].name for name, draws in weights.items()}
+    assert serving == {
+        "0.weight": "dense",
+        "1.weight": "channels",
+        "2.weight": "dense",
+        "3.weight": "large",
+        "4.weight": "only dense",
+    }
+    refused = next(entry for entry in plan.entries if entry.name == "5.weight")
+    assert refused.reason == "no VAE for kernel size 5x5, trained on 1x1, 3x3, 5x5 of depthwise layers"
+
+
+def _index(generator, draws):
+    return next(i for i, decoder in enumerate(generator.decoders) if decoder is draws.decoder)
+
+
 def test_every_convolution_of_resnet20_gets_its_own_vae(tmp_path):
     model = resnet20()
     make_zoo(tmp_path, 2)
@@ -116,6 +149,8 @@ def test_what_no_vae_makes_is_refused_with_a_reason():
         ({"layers": [record(kernel_size=(3, -3))]}, "kernel_size"),
         ({"layers": [record(inputs=0)]}, "inputs"),
         ({"layers": [record(inputs=3)], "decoder": "paper"}, "inputs 1"),
+        ({"layers": [record(inputs=3, depthwise=True)]}, "depthwise"),
+        ({"layers": [record() | {"depthwise": "no"}]}, "depthwise"),
     ],
 )
 def test_a_card_with_impossible_sizes_is_refused(change, message):

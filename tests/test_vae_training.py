@@ -168,5 +168,10 @@ def test_kernel_sizes_of_other_networks_are_served(tmp_path):
     with pytest.raises(ValueError, match="other networks besides"):
         training.train_vaes(zoo, tmp_path / "run", recipe=QUICK)
     records = evaluate_vaes(zoo, trained, others=others)
-    assert [r["layer"] for r in records[19:]] == ["1x1, part 1 of 3", "1x1, part 3 of 3", "5x5, part 2 of 3"]
+    assert [r["layer"] for r in records[19:]] == [
+        "1x1, part 1 of 3",
+        "1x1, part 3 of 3",
+        "3x3 depthwise, part 3 of 3",
+        "5x5, part 1 of 3",
+    ]
     assert all(math.isfinite(v) for r in records for v in r.values() if not isinstance(v, str))

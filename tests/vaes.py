@@ -14,8 +14,8 @@ from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.training.networks import resnet20
 
 
-def record(name="conv", kernel_size=(3, 3), fan_in=36, depth=0.5, std=0.5, inputs=1):
-    sizes = {"kernel_size": list(kernel_size), "fan_in": fan_in, "inputs": inputs}
+def record(name="conv", kernel_size=(3, 3), fan_in=36, depth=0.5, std=0.5, inputs=1, depthwise=False):
+    sizes = {"kernel_size": list(kernel_size), "fan_in": fan_in, "inputs": inputs, "depthwise": depthwise}
     return {"name": name, "depth": depth, "std": std, **sizes}
 
 
@@ -60,13 +60,14 @@ def make_zoo(folder, networks, seed=0):
 
 
 def make_other(folder, name="0"):
-    """A network of two 1x1, one 5x5 and one 3x3 convolution, the second 1x1 twice He's scale."""
+    """A network of two 1x1, one 5x5 and two 3x3 convolutions, the second 1x1 twice He's scale."""
     torch.manual_seed(0)
     layers = {
         "a": torch.randn(64, 16, 1, 1) * math.sqrt(2 / 16),
         "b": torch.randn(16, 64, 5, 5),
         "c": torch.randn(16, 16, 3, 3),
         "d": torch.randn(16, 64, 1, 1) * math.sqrt(2 / 64) * 2,
+        "dw": torch.randn(400, 1, 3, 3),
     }
     order = json.dumps([f"{key}.weight" for key in layers])
     state = {f"{key}.weight": value for key, value in layers.items()}

@@ -35,6 +35,7 @@ class TrainedLayer:
         depth: relative position among the convolutions of that network, 0 is the first, 1 the last.
         std: root mean square of its trained weights; a record without it means He's law.
         inputs: input channels that one draw covers: 1 for a slice, all of the layer's for a whole filter.
+        depthwise: whether each of its filters sees one channel alone.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TrainedLayer:
     depth: float
     std: float
     inputs: int = 1
+    depthwise: bool = False
 
     @property
     def positions(self) -> int:
@@ -162,7 +164,9 @@ class SliceVAEs(WeightGenerator):
 
     A layer is served by the VAE of its kernel size that is nearest in relative depth. Each slice (o, i) gets
     its own noise. Where the inputs are the same in every network, the colours of an image, a draw may be a
-    whole filter: such a VAE serves first convolutions of as many inputs, and no others.
+    whole filter: such a VAE serves first convolutions of as many inputs, and no others. Slices of depthwise
+    convolutions are whole filters as well, and of another law: their VAEs serve depthwise convolutions, and
+    these are served by others only if there is none for their kernel size.
 
     Draws x of the VAE have the trained layer's scale; a new layer gets either the same scale relative to He's
     law, std = sqrt(2 / fan_in), so that it carries over to other widths, or He's scale:
@@ -187,8 +191,10 @@ class SliceVAEs(WeightGenerator):
             raise ValueError(f"scale: expected 'learned' or 'he', got {self.scale!r}")
         self.decoders = nn.ModuleList(_decoder(sizes, layer) for layer in self.layers)
 
-    def choose(self, kernel_size: Shape, depth: float, inputs: int = 0) -> int | None:
-        """Return the index of the VAE for a convolution, or None if none has its kernel size.
+    def choose(
+        self, kernel_size: Shape, depth: float, inputs: int = 0, *, depthwise: bool = False
+    ) -> int | None:
+        """Return the index of the VAE for a convolution, or None if none fits it.
 
         A VAE of whole filters goes before one of slices; among VAEs equally near in depth the shallower one
         serves.
@@ -196,16 +202,19 @@ class SliceVAEs(WeightGenerator):
         Args:
             kernel_size, depth: of the layer.
             inputs: of its filters, if it is the first convolution and not grouped, else 0.
+            depthwise: whether it is.
         """
 
-        def order(index: int) -> tuple[int, float, float]:
+        def order(index: int) -> tuple[int, bool, float, float]:
             layer = self.layers[index]
-            return -layer.inputs, abs(layer.depth - depth), layer.depth
+            return -layer.inputs, depthwise and not layer.depthwise, abs(layer.depth - depth), layer.depth
 
         known = [
             index
             for index, layer in enumerate(self.layers)
-            if layer.kernel_size == tuple(kernel_size) and layer.inputs in (1, inputs)
+            if layer.kernel_size == tuple(kernel_size)
+            and layer.inputs in (1, inputs)
+            and (depthwise or not layer.depthwise)
         ]
         return min(known, key=order, default=None)
 
@@ -216,10 +225,12 @@ class SliceVAEs(WeightGenerator):
         if layer.op != "conv":
             return f"no VAE for {layer.op} layers, trained on convolutions"
         if self._serving(entry) is None:
-            slices = sorted({trained.kernel_size for trained in self.layers if trained.inputs == 1})
+            slices = {t.kernel_size for t in self.layers if t.inputs == 1 and not t.depthwise}
             filters = sorted({(t.inputs, t.kernel_size) for t in self.layers if t.inputs > 1})
-            known = [_times(size) for size in slices]
+            channels = {t.kernel_size for t in self.layers if t.depthwise} - slices
+            known = [_times(size) for size in sorted(slices)]
             known += [f"{_times(size)} of first layers with {inputs} inputs" for inputs, size in filters]
+            known += [f"{_times(size)} of depthwise layers" for size in sorted(channels)]
             return f"no VAE for kernel size {_times(layer.kernel_size)}, trained on {', '.join(known)}"
         return None
 
@@ -262,7 +273,12 @@ class SliceVAEs(WeightGenerator):
             return None
         # A group of three channels of nine is no image.
         first = layer.index == 0 and layer.groups == 1
-        return self.choose(layer.kernel_size, layer.depth, entry.shape[1] if first else 0)
+        return self.choose(
+            layer.kernel_size,
+            layer.depth,
+            entry.shape[1] if first else 0,
+            depthwise=layer.groups > 1 and entry.shape[1] == 1,
+        )
 
     def decoder(self, index: int) -> SliceDecoder | PaperDecoder:
         """Return the law of the VAE ``index``."""
@@ -292,7 +308,13 @@ def _trained_layer(record: Mapping[str, Any]) -> TrainedLayer:
     inputs = record.get("inputs", 1)
     if type(inputs) is not int or inputs < 1:
         raise ValueError(f"layer {record['name']!r}: expected positive whole inputs, got {inputs!r}")
-    return TrainedLayer(str(record["name"]), kernel_size, fan_in, depth, std, inputs)
+    depthwise = record.get("depthwise", False)
+    if type(depthwise) is not bool or (depthwise and inputs > 1):
+        raise ValueError(
+            f"layer {record['name']!r}: expected depthwise true or false, and 1 input if it is, "
+            f"got {depthwise!r} and {inputs}"
+        )
+    return TrainedLayer(str(record["name"]), kernel_size, fan_in, depth, std, inputs, depthwise)
 
 
 def _decoder(sizes: Mapping[str, Any], layer: TrainedLayer) -> SliceDecoder | PaperDecoder:

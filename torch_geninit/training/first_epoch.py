@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
-from torch_geninit.initializers import Pretrained
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training import identity
 from torch_geninit.training.architectures import WEIGHTS
 from torch_geninit.training.arguments import at_least, positive
@@ -25,6 +25,7 @@ from torch_geninit.training.networks import he_
 from torch_geninit.training.pairs import Lead, best_rate
 from torch_geninit.training.records import Records
 from torch_geninit.training.unseen import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
+from torch_geninit.training.verbs import fill_, planned
 
 
 def accuracy_after_an_epoch(
@@ -44,7 +45,7 @@ def accuracy_after_an_epoch(
 
 def compare(
     spec: Spec,
-    pretrained: Pretrained,
+    pretrained: str | WeightGenerator,
     train: Split,
     validation: Split,
     *,
@@ -55,25 +56,23 @@ def compare(
     """Return accuracies after an epoch of one network from both starts.
 
     Each start's rate is the one of ``rates`` that is best with the first seed; the seed decides the order of
-    the images and He's draw, and is shared by the two. Where the verb falls back, there is only He.
+    the images, He's draw and the generator's, and is shared by the two. Where nothing is generated, there is
+    only He.
     """
     size, classes = train.images.shape[-1], len(train.classes)
+    image = train.normalise(train.images[:1])
     record: dict[str, Any] = {"network": name_of(spec), "family": spec.family, "norm": spec.style.norm}
 
     def built(start: str, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model = he_(spec.build(classes, size))
-        if start == "ghn":
-            geninit.ghn_(model, pretrained=pretrained, example_inputs=train.normalise(train.images[:1]))
-        return model
+        return model if start == "he" else fill_(model, pretrained, seed, example_inputs=image)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", geninit.GenInitWarning)
-        made = geninit.plan(
-            built("he", 0), pretrained=pretrained, example_inputs=train.normalise(train.images[:1])
-        )
-        record |= {"generator": made.source, "generated": bool(made.generated)}
-        for start in ("he", "ghn") if made.generated else ("he",):
+        made = planned(built("he", 0), pretrained, image)
+        record["generator"] = made.source
+        for start in ("he", "generated") if made.generated else ("he",):
             first = {
                 lr: accuracy_after_an_epoch(built(start, 0), lr, 0, train, validation, amp=amp)
                 for lr in rates
@@ -89,7 +88,9 @@ def compare(
 
 def lead(record: dict[str, Any]) -> Lead | None:
     """Return the lead over He of one network; None where nothing was generated."""
-    return Lead.of(record["ghn"]["accuracy"], record["he"]["accuracy"]) if "ghn" in record else None
+    if "generated" not in record:
+        return None
+    return Lead.of(record["generated"]["accuracy"], record["he"]["accuracy"])
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
-    parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
+    parser.add_argument("--pretrained", default="auto", help="generator: a name or a file")
     parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
     parser.add_argument("--networks", type=at_least(1), default=40, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))

@@ -56,9 +56,9 @@ class LayerSlices:
         """What to learn from: all slices, or all whole filters and their mirror images.
 
         Training mirrors images at random, so a filter and its mirror image are equally likely, and there are
-        few whole filters.
+        few whole filters; those of depthwise convolutions are such.
         """
-        if self.layer.inputs == 1:
+        if self.layer.inputs == 1 and not self.layer.depthwise:
             return self.all
         filters = self.all.view(-1, self.layer.inputs, *self.layer.kernel_size)
         return torch.cat([filters, filters.flip(-1)]).flatten(1)
@@ -107,7 +107,7 @@ def read_layers(
     whole_first: bool,
     held_out: bool,
 ) -> list[LayerSlices]:
-    """Read the ResNet-20s ``names`` of a zoo, and of ``others`` the kernel sizes that ResNet-20 lacks.
+    """Read the ResNet-20s ``names`` of a zoo, and of ``others`` what ResNet-20 lacks.
 
     The arguments are those of :func:`read_slices` and :func:`read_other_slices`.
     """
@@ -167,21 +167,21 @@ def read_slices(zoo: str | Path, names: Sequence[str], *, whole_first: bool = Fa
 
 
 def read_other_slices(zoo: str | Path, known: Collection[Shape], *, held_out: bool) -> list[LayerSlices]:
-    """Read convolutions of any networks whose kernel sizes are not ``known``, by size and third of the depth.
+    """Read depthwise convolutions of any networks, and others whose kernel sizes are not ``known``.
 
-    Layers of other widths and networks are put together, so each is scaled to He's standard deviation for a
-    fan-in of 2, which is 1, times what its own network made of it. Every fifth slice is held out: few
-    networks share a kernel size.
+    They are sorted by kernel size, depthwise or not, and third of the depth. Layers of other widths and
+    networks are put together, so each is scaled to He's standard deviation for a fan-in of 2, which is 1,
+    times what its own network made of it. Every fifth slice is held out: few networks share a kernel size.
 
     Args:
         zoo: folder of state dicts that list their convolutions.
-        known: kernel sizes to leave out.
+        known: kernel sizes to leave out but for depthwise convolutions.
         held_out: return what is held out instead of what is not.
 
     Raises:
         ValueError: if a file does not say which of its tensors are convolutions.
     """
-    groups: dict[tuple[Shape, int], list[Tensor]] = defaultdict(list)
+    groups: dict[tuple[Shape, bool, int], list[Tensor]] = defaultdict(list)
     for network in zoo_networks(zoo):
         path = Path(zoo) / f"{network}.safetensors"
         with opened(path) as file:
@@ -194,25 +194,26 @@ def read_other_slices(zoo: str | Path, known: Collection[Shape], *, held_out: bo
             convolutions = json.loads(order)
             for index, name in enumerate(convolutions):
                 value = file.get_tensor(name).float()
-                size = tuple(value.shape[2:])
-                if size in known:
+                size, depthwise = tuple(value.shape[2:]), value.shape[1] == 1
+                if size in known and not depthwise:
                     continue
                 depth = index / max(1, len(convolutions) - 1)
                 part = min(PARTS - 1, int(depth * PARTS))
                 scale = math.sqrt(math.prod(value.shape[1:]) / 2)
-                groups[size, part].append(scale * value.flatten(0, 1).flatten(1))
+                groups[size, depthwise, part].append(scale * value.flatten(0, 1).flatten(1))
     layers = []
-    for (size, part), found in sorted(groups.items()):
+    for (size, depthwise, part), found in sorted(groups.items()):
         values = torch.cat(found)
         if len(values) >= FEWEST:
             fifth = torch.arange(len(values)) % round(1 / HELD_OUT) == 0
             values = values[fifth == held_out]
             layer = TrainedLayer(
-                f"{'x'.join(map(str, size))}, part {part + 1} of {PARTS}",
+                f"{'x'.join(map(str, size))}{' depthwise' * depthwise}, part {part + 1} of {PARTS}",
                 size,
                 fan_in=2,
                 depth=(part + 0.5) / PARTS,
                 std=values.square().mean().sqrt().item(),
+                depthwise=depthwise,
             )
             layers.append(LayerSlices(layer, values[None], 1))
     return layers

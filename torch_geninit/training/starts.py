@@ -16,8 +16,6 @@ from torch import nn
 
 import torch_geninit as geninit
 from torch_geninit.coverage import Head
-from torch_geninit.generators.ghn import GraphHyperNetwork
-from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.training import identity
 from torch_geninit.training.arguments import at_least, finite, positive, share
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
@@ -27,6 +25,7 @@ from torch_geninit.training.pairs import Lead, best_rate
 from torch_geninit.training.records import Records
 from torch_geninit.training.run import Run
 from torch_geninit.training.stored import load_, save
+from torch_geninit.training.verbs import fill_
 
 LAWS = {"he": he_, "xavier": xavier_}
 """Starts that need no generator."""
@@ -48,12 +47,7 @@ def start_from(
     if start in LAWS:
         return LAWS[start](model)
     he_(model)
-    generator = geninit.load(start)
-    if isinstance(generator, SliceVAEs):
-        return geninit.vae_(model, pretrained=generator, seed=seed, strict=True)
-    if isinstance(generator, GraphHyperNetwork) and generator.noise_width:
-        return geninit.noise_ghn_(model, seed, pretrained=generator, head=head, strict=True)
-    return geninit.ghn_(model, pretrained=generator, head=head, strict=True)
+    return fill_(model, start, seed, head=head, strict=True)
 
 
 @dataclass(frozen=True)

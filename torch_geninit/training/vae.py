@@ -97,7 +97,7 @@ def train_vaes(
 
     Args:
         zoo: folder of state dicts of ResNet-20s, ``<seed>.safetensors``.
-        others: folder of other networks, for kernel sizes that ResNet-20 lacks.
+        others: folder of other networks, for kernel sizes and depthwise convolutions that ResNet-20 lacks.
         folder: of the run; an interrupted run resumes there after its last finished layer.
         recipe: a name in :data:`RECIPES`, or a recipe.
         seed: of split, initial weights, batches and noise.
@@ -239,7 +239,7 @@ def _plain(recipe: VAERecipe) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zoo", required=True, help="folder of trained networks, <seed>.safetensors")
-    parser.add_argument("--others", help="folder of other networks, for kernel sizes that ResNet-20 lacks")
+    parser.add_argument("--others", help="folder of other networks, for convolutions that ResNet-20 lacks")
     parser.add_argument("--run", required=True, help="folder of the run; an interrupted one resumes")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="ours")
     parser.add_argument(
