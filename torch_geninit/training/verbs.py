@@ -9,8 +9,8 @@ from torch import nn
 import torch_geninit as geninit
 from torch_geninit import hub
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.initializers import KINDS, Verb
-from torch_geninit.plan import Plan
+from torch_geninit.initializers import KINDS
+from torch_geninit.plan import Plan, Verb
 
 
 def planned(model: nn.Module, pretrained: str | WeightGenerator, example_inputs: Any = None) -> Plan:
