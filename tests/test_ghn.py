@@ -177,6 +177,32 @@ def test_noise_is_each_node_s_own_or_shared_by_all(generator: GraphHyperNetwork,
     assert not torch.equal(first, second)
 
 
+def test_a_member_of_an_odd_seed_sees_mirrored_images(generator: GraphHyperNetwork) -> None:
+    """Without strides, and but for that seed's noise, it is the same function of the mirrored image."""
+    mirroring = GraphHyperNetwork(card(mirror=True)).eval()
+    mirroring.load_state_dict(generator.state_dict())
+
+    def member(pretrained: GraphHyperNetwork, seed: int, scale: float = 1.0) -> nn.Module:
+        torch.manual_seed(0)
+        model = ResNet((2,), (8,), 10).eval()
+        options = {"pretrained": pretrained, "noise_scale": scale, "untrusted": "generate"}
+        return geninit.noise_ghn_(model, seed, **options)  # type: ignore[arg-type]
+
+    images = torch.randn(4, 3, 16, 16)
+    for seed, mirrored in ((0, False), (1, True), (-3, True)):
+        plain, own = member(generator, seed), member(mirroring, seed)
+        expected = plain(images.flip(-1) if mirrored else images)
+        torch.testing.assert_close(own(images), expected, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(plain(images), plain(images.flip(-1)), rtol=1e-2, atol=1e-2)
+    assert torch.equal(member(mirroring, 0, 0.0)(images), member(mirroring, 1, 0.0)(images))
+
+
+@pytest.mark.parametrize("more", [{"mirror": 1}, {"mirror": True, "sizes": {**SIZES, "noise": 0}}])
+def test_mirrored_members_need_noise(more: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="mirror: expected true for noise alone, or false"):
+        GraphHyperNetwork.check_card(card(**more))
+
+
 def test_kernel_scale_acts_on_normalised_kernels_alone(residual: tuple[ResNet, Architecture]) -> None:
     names = normalised_kernels(residual[1])
     assert names == {n for n, p in residual[0].named_parameters() if p.ndim == 4}

@@ -60,8 +60,9 @@ class GraphHyperNetwork(WeightGenerator):
     ``trained`` (kinds of parameters, local patterns and ranges seen in training), ``kernel_scale``: factor on
     convolutions that only BatchNorm reads. It leaves the function as it is and divides their effective
     learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction. Optional:
-    ``shared_noise``, all nodes of a network see the same noise instead of each its own; ``measured``,
-    networks whose accuracy is known (:class:`MeasuredNetworks`).
+    ``shared_noise``, all nodes of a network see the same noise instead of each its own; ``mirror``, members
+    of odd seeds have mirrored kernels; ``measured``, networks whose accuracy is known
+    (:class:`MeasuredNetworks`).
     """
 
     kind = "ghn"
@@ -71,6 +72,7 @@ class GraphHyperNetwork(WeightGenerator):
         sizes = card["sizes"]
         self.noise_width = int(sizes["noise"])
         self.shared_noise = bool(card.get("shared_noise", False))
+        self.mirror = bool(card.get("mirror", False))
         self.kernel_scale = float(card.get("kernel_scale", 1.0))
         self.encoder = Encoder(sizes["primitives"], sizes["width"], sizes["rounds"])
         self.decoder = Decoder(sizes, len(card["classes"]))
@@ -103,8 +105,10 @@ class GraphHyperNetwork(WeightGenerator):
         expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
         scale = card.get("kernel_scale", 1.0)
         expect(_is_number(scale) and scale > 0, "kernel_scale", "a positive number", scale)
-        shared = card.get("shared_noise", False)
-        expect(isinstance(shared, bool), "shared_noise", "true or false", shared)
+        for name in ("shared_noise", "mirror"):
+            value = card.get(name, False)
+            noise = bool(card["sizes"]["noise"])
+            expect(value is False or (value is True and noise), name, "true for noise alone, or false", value)
         if "measured" in card:
             MeasuredNetworks.check(card["measured"])
 
@@ -213,12 +217,13 @@ class GraphHyperNetwork(WeightGenerator):
             return noise_scale * torch.randn(self.noise_width, generator=stream)
 
         noisy = bool(self.noise_width) and seed is not None
+        mirrored = noisy and self.mirror and noise_scale != 0 and (seed or 0) % 2 == 1
         names = [entry.name for entry in plan.generated]
         tiles = self(architecture, names, noise=draw if noisy else None)
         normalised = normalised_kernels(architecture)
         return {
             name: Tile(
-                tile.values.contiguous(),
+                (_mirror(tile.values) if mirrored else tile.values).contiguous(),
                 tile.shape,
                 self.kernel_scale if name in normalised else 1.0,
                 AMPLITUDE,
@@ -235,6 +240,16 @@ def _batches(groups: Mapping[Piece, Sequence[str]]) -> Iterator[tuple[Piece, Seq
         count = max(1, DECODED // (piece.sections * prod(piece.shape)))
         for start in range(0, len(members), count):
             yield piece, members[start : start + count]
+
+
+def _mirror(values: Tensor) -> Tensor:
+    """Mirror the kernels of a 2d convolution; weights without a width stay.
+
+    A network with mirrored kernels does to an image what the network itself does to the mirrored image, up
+    to where strides begin. Where training mirrors images at random the two are equally good, and they
+    err differently: diversity that costs next to nothing and that more training does not undo.
+    """
+    return values.flip(-1) if values.ndim == 4 else values
 
 
 def _is_number(value: object) -> bool:

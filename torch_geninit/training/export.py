@@ -115,6 +115,7 @@ def from_run(
     threshold: float = 0.1,
     kernel_scale: float | None = None,
     measured: Mapping[str, Any] | None = None,
+    mirror: bool = False,
 ) -> WeightGenerator:
     """Return the generator of a training run's last checkpoint, its card completed.
 
@@ -125,9 +126,10 @@ def from_run(
         threshold: largest distance from the training networks at which a graph hypernetwork is trusted.
         kernel_scale: factor on the convolution kernels that BatchNorm follows, for a graph hypernetwork.
         measured: what ``training expectation`` found, for a graph hypernetwork.
+        mirror: let odd seeds of a noise hypernetwork draw mirrored kernels.
 
     Raises:
-        ValueError: if the folder holds no checkpoint.
+        ValueError: if the folder holds no checkpoint, or no noise hypernetwork for ``mirror``.
     """
     state = _stored(folder)["state"]
     images = load(data, "train")
@@ -140,6 +142,8 @@ def from_run(
         "licence": licence,
     }
     card = {**state["card"], **shared}
+    if mirror and not card["sizes"].get("noise"):
+        raise ValueError(f"{folder} holds no noise hypernetwork, the one kind with mirrored members")
     if card.get("kind") == SliceVAEs.kind:
         vaes = SliceVAEs(card)
         vaes.load_state_dict(state["generator"])
@@ -155,6 +159,8 @@ def from_run(
         card["kernel_scale"] = kernel_scale
     if measured is not None:
         card["measured"] = dict(measured)
+    if mirror:
+        card["mirror"] = True
     hypernetwork = GraphHyperNetwork(card)
     hypernetwork.load_state_dict(state["average"])
     return narrowed(folded(trimmed(hypernetwork, seen)), seen[:: max(1, len(seen) // STATES_FROM)])
@@ -251,6 +257,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest distance at which a GHN's prediction is trusted",
     )
     parser.add_argument("--kernel-scale", type=positive, help="factor on kernels that BatchNorm follows")
+    parser.add_argument(
+        "--mirror", action="store_true", help="odd seeds of a noise GHN draw kernels mirrored left to right"
+    )
     parser.add_argument("--measured", type=Path, help="measured.json of training expectation")
     record = parser.add_argument_group("for the manifest")
     record.add_argument("--training-data", help="what it was trained on, in words")
@@ -275,6 +284,7 @@ def main(arguments: argparse.Namespace) -> None:
         threshold=arguments.threshold,
         kernel_scale=arguments.kernel_scale,
         measured=measured,
+        mirror=arguments.mirror,
     )
     if measured is not None and of != (expected := _subject(generator, dtype, arguments.data)):
         raise ValueError(
