@@ -1,59 +1,28 @@
-"""Plans: every parameter's route and reason, heads, given graphs, names, the table."""
+"""Plans of hypernetworks: every parameter's route and reason, heads, given graphs, names."""
 
 from __future__ import annotations
 
 import copy
-import html
-import pickle
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from conftest import ghn_card
+from plans import Aliased, net, routes
 from torch import Tensor, nn
 
 import torch_geninit as geninit
-from torch_geninit.entry import Layer, Route
+from torch_geninit.entry import Route
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.graph.landmarks import head_nodes
-from torch_geninit.plan import Plan
 from torch_geninit.survey import canonical, survey
 
 Generators = Callable[[str], WeightGenerator]
 
 
-def net(classes: int = 10) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, classes),
-    )
-
-
-class Aliased(nn.Module):
-    """The first layer under a second name."""
-
-    def __init__(self, body: nn.Sequential) -> None:
-        super().__init__()
-        self.body = body
-        self.again = body[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.body(x)
-        return out
-
-
-def routes(plan: Plan) -> dict[str, str]:
-    return {entry.name: entry.route.value for entry in plan.entries}
-
-
 @pytest.fixture
-def ghn(tiny: Generators) -> WeightGenerator:
+def ghn(tiny: Callable[[str], WeightGenerator]) -> WeightGenerator:
     return tiny("ghn")
 
 
@@ -247,117 +216,6 @@ class TestGivenGraph:
         assert architecture.fingerprint == geninit.trace(net()).fingerprint
 
 
-class TestLayerRoutes:
-    def test_convolutions_that_the_user_keeps_are_kept_in_silence(self, tiny: Generators) -> None:
-        model = net()
-        assert geninit.plan(model, "vae", pretrained=tiny("vae"), exclude="0.*").complaint() is None
-        linear = nn.Sequential(nn.Linear(3, 3))
-        assert geninit.plan(linear, "vae", pretrained=tiny("vae")).complaint() is not None
-
-    def test_tensors_without_elements_are_left_alone(self, tiny: Generators) -> None:
-        conv = nn.Conv2d(3, 1, 3)
-        conv.weight = nn.Parameter(torch.zeros(0, 3, 3, 3))
-        assert geninit.plan(conv, "vae", pretrained=tiny("vae")).entries[0].reason == "has no elements"
-        assert geninit.vae_(conv, pretrained=tiny("vae"), seed=0) is conv
-
-    def test_depth_and_kernel_of_each_convolution(self, tiny: Generators) -> None:
-        model = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.Conv1d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, (3, 1))
-        )
-        entries = {e.name: e for e in geninit.plan(model, "vae", pretrained=tiny("vae")).entries}
-        assert entries["0.weight"].layer == Layer("conv", (3, 3), 0.0, 0)
-        assert entries["1.weight"].layer == Layer("conv", (1,), 0.5, 1)
-        assert entries["3.weight"].layer == Layer("conv", (3, 1), 1.0, 2)
-        assert [e.route.value for e in entries.values()] == [
-            "generated", "kept", "skipped", "kept", "kept", "kept", "skipped", "kept",
-        ]  # fmt: skip
-
-    def test_other_parameters_of_a_convolution_are_no_kernels(self, tiny: Generators) -> None:
-        class Scaled(nn.Conv2d):
-            def __init__(self) -> None:
-                super().__init__(3, 4, 3)
-                self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
-
-        assert routes(geninit.plan(Scaled(), "vae", pretrained=tiny("vae"))) == {
-            "weight": "generated",
-            "bias": "kept",
-            "gain": "kept",
-        }
-
-    def test_transposed_convolutions_are_skipped_by_name(self, tiny: Generators) -> None:
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3))
-        (skipped,) = geninit.plan(model, "vae", pretrained=tiny("vae")).skipped
-        assert skipped.name == "1.weight" and "conv_transpose" in skipped.reason
-
-    def test_a_layer_on_its_own_has_the_noise_of_its_name(self, tiny: Generators) -> None:
-        def layer(**options: Any) -> Tensor:
-            conv = nn.Conv2d(8, 8, 3)
-            geninit.vae_(conv, pretrained=tiny("vae"), seed=0, **options)
-            return conv.weight.detach()
-
-        assert torch.equal(layer(), layer())
-        assert not torch.equal(layer(), layer(name="layer1.conv"))
-        assert torch.equal(layer(name="layer1.conv"), layer(name="module.layer1.conv"))
-        plan = geninit.plan(nn.Conv2d(8, 8, 3), "vae", pretrained=tiny("vae"), name="layer1.conv")
-        assert plan.entries[0].canonical == "layer1.conv.weight"
-        assert plan.entries[0].layer == Layer("conv", (3, 3), 0.5, 0)
-
-    def test_seeds(self, tiny: Generators) -> None:
-        def weight(**options: Any) -> Tensor:
-            conv = nn.Conv2d(8, 8, 3)
-            geninit.vae_(conv, pretrained=tiny("vae"), **options)
-            return conv.weight.detach()
-
-        torch.manual_seed(3)
-        first, second = weight(), weight()
-        assert not torch.equal(first, second)
-        torch.manual_seed(3)
-        assert torch.equal(weight(), first)
-        before = torch.get_rng_state()
-        source = torch.Generator().manual_seed(5)
-        drawn, next_drawn = weight(generator=source), weight(generator=source)
-        assert not torch.equal(drawn, next_drawn)
-        assert torch.equal(weight(generator=torch.Generator().manual_seed(5)), drawn)
-        weight(seed=2)
-        # nn.Conv2d itself draws: compare with what it alone would have left.
-        after = torch.get_rng_state()
-        torch.set_rng_state(before)
-        for _ in range(4):
-            nn.Conv2d(8, 8, 3)
-        assert torch.equal(torch.get_rng_state(), after)
-
-    def test_one_number_is_drawn_from_the_global_state(self, tiny: Generators) -> None:
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
-        torch.manual_seed(3)
-        geninit.vae_(model, pretrained=tiny("vae"))
-        after = torch.get_rng_state()
-        torch.manual_seed(3)
-        torch.randint(2**31 - 1, ())
-        assert torch.equal(torch.get_rng_state(), after)
-
-    def test_two_sources_and_a_mistaken_one_are_refused(self, tiny: Generators) -> None:
-        with pytest.raises(ValueError, match="got both"):
-            geninit.vae_(nn.Conv2d(3, 3, 3), generator=torch.Generator(), seed=1)
-        with pytest.raises(TypeError, match="pretrained="):
-            geninit.vae_(nn.Conv2d(3, 3, 3), generator=tiny("vae"))  # type: ignore[arg-type]
-        with pytest.raises(TypeError):
-            geninit.vae_(nn.Conv2d(3, 3, 3), pretrained=tiny("vae"), seed=0.5)  # type: ignore[arg-type]
-
-    def test_options_without_use_are_refused(self, tiny: Generators) -> None:
-        with pytest.raises(TypeError, match="layer by layer"):
-            geninit.plan(net(), "vae", pretrained=tiny("vae"), head="keep")
-        with pytest.raises(TypeError, match="takes no name="):
-            geninit.plan(net(), "ghn", pretrained=tiny("ghn"), name="a")
-        with pytest.raises(ValueError, match="'vae', 'ghn', 'noise_ghn', got 'ghn_'"):
-            geninit.plan(net(), "ghn_")  # type: ignore[arg-type]
-
-    def test_seeds_of_predictions(self, tiny: Generators) -> None:
-        with pytest.raises(TypeError, match="needs seed="):
-            geninit.plan(net(), "noise_ghn", pretrained=tiny("noise-ghn")).predict()
-        with pytest.raises(TypeError, match="takes no seed="):
-            geninit.plan(net(), "ghn", pretrained=tiny("ghn")).predict(seed=1)
-
-
 class TestNames:
     @pytest.mark.parametrize(
         "name, expected",
@@ -390,133 +248,3 @@ class TestNames:
         expected = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         assert sorted(slot.name for slot in survey(model)) == sorted(expected)
         assert sorted(routes(geninit.plan(model, pretrained=tiny("ghn")))) == sorted(expected)
-
-
-class TestText:
-    def test_table_lines_up_and_adds_up(self, ghn: WeightGenerator) -> None:
-        text = str(geninit.plan(net(7), pretrained=ghn))
-        lines = text.splitlines()
-        assert lines[0].split() == ["parameter", "shape", "route", "He", "std", "source", "or", "reason"]
-        column = lines[0].index("route")
-        assert {line[column:].split()[0] for line in lines[2:8]} == {"generated", "kept"}
-        assert "8x3x3x3" in lines[2] and "0.272" in lines[2]  # sqrt(2 / 27)
-        total = sum(p.numel() for p in net(7)[:2].parameters())
-        assert f"4 generated ({total:,} numbers), 2 kept (63 numbers)" in text
-        assert "trusted, distance" in lines[-1]
-
-    def test_tied_numbers_count_once(self, ghn: WeightGenerator) -> None:
-        model = net()
-        model.add_module("again", model[5])
-        plan = geninit.plan(model, pretrained=ghn, graph=geninit.trace(net()))
-        total = sum(p.numel() for p in net().parameters())
-        assert f"6 generated ({total:,} numbers), 2 tied (0 numbers)" in str(plan)
-
-    def test_html_escapes(self, ghn: WeightGenerator) -> None:
-        model = nn.Sequential()
-        model.add_module("<script>", net())
-        made = geninit.plan(model, pretrained=ghn)._repr_html_()
-        assert "<script>" not in made and html.escape("<script>.0.weight") in made
-
-    def test_no_parameters(self, ghn: WeightGenerator) -> None:
-        assert str(geninit.plan(nn.ReLU(), pretrained=ghn)).endswith("ghn_ on ReLU: no parameters")
-
-    def test_plans_are_frozen_and_comparable(self, ghn: WeightGenerator) -> None:
-        plan = geninit.plan(net(), pretrained=ghn)
-        with pytest.raises(AttributeError):
-            plan.verb = "vae"  # type: ignore[misc]
-        assert plan == geninit.plan(net(), pretrained=ghn)
-        assert plan != geninit.plan(net(), pretrained=ghn, head="keep")
-        assert copy.copy(plan) == plan and copy.copy(plan).modules is plan.modules
-
-    def test_a_deep_copy_still_knows_the_parts_of_the_model(self, ghn: WeightGenerator) -> None:
-        model, other = net(), net()
-        plan = geninit.plan(model, pretrained=ghn)
-        again = copy.deepcopy(plan)
-        assert again == plan and again.pretrained is not plan.pretrained
-        name, part = next((n, m) for n, m in model.named_modules() if n and list(m.parameters()))
-        again.write_(part)
-        plan.write_(other.get_submodule(name), prefix=name)
-        for mine, expected in zip(part.parameters(), other.get_submodule(name).parameters(), strict=True):
-            assert torch.equal(mine, expected)
-
-    def test_a_plan_goes_to_other_processes(self, ghn: WeightGenerator) -> None:
-        model, other = net(), net()
-        plan = geninit.plan(model, pretrained=ghn)
-        again = pickle.loads(pickle.dumps(plan))
-        assert again == plan and str(again) == str(plan)
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(again.write_(other).parameters(), plan.write_(model).parameters(), strict=True)
-        )
-
-    def test_what_was_tied_after_the_plan_is_refused(self, ghn: WeightGenerator) -> None:
-        model = nn.Sequential(*net(), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10))
-        plan = geninit.plan(model, pretrained=ghn, untrusted="generate")
-        model[9].bias = model[7].bias
-        before = [p.detach().clone() for p in model.parameters()]
-        with pytest.raises(ValueError, match=r"'7\.bias' and '9\.bias' were tied after the plan"):
-            plan.write_(model)
-        assert all(map(torch.equal, before, model.parameters()))
-
-    def test_what_was_excluded_is_not_written_through_a_later_tie(self, ghn: WeightGenerator) -> None:
-        model = nn.Sequential(*net(), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10))
-        plan = geninit.plan(model, pretrained=ghn, untrusted="generate", exclude="9.bias")
-        model[7].bias = model[9].bias
-        with pytest.raises(ValueError, match=r"'7\.bias' and '9\.bias' were tied after the plan"):
-            plan.write_(model)
-
-    def test_a_later_tie_of_what_is_loaded_is_nobody_s_business(self, ghn: WeightGenerator) -> None:
-        model = nn.Sequential(*net(), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10))
-        plan = geninit.plan(model, pretrained=ghn, untrusted="generate")
-        model[9].bias = model[7].bias
-        model[7].bias._is_hf_initialized = True
-        before = model[7].bias.detach().clone()
-        plan.write_(model)
-        assert torch.equal(model[9].bias, before)
-
-    @pytest.mark.parametrize("change", [nn.Module.half, nn.Module.double, lambda g: g.to("meta")])
-    def test_a_generator_that_was_changed_is_refused(self, ghn: WeightGenerator, change: Any) -> None:
-        changed = change(copy.deepcopy(ghn))
-        model = net()
-        before = [p.detach().clone() for p in model.parameters()]
-        with pytest.raises(ValueError, match="was changed after loading: expected"):
-            geninit.ghn_(model, pretrained=changed)
-        assert all(map(torch.equal, before, model.parameters()))
-
-    @pytest.mark.parametrize("verb", ["plan", "write"])
-    def test_a_changed_generator_is_refused_before_a_seed_is_drawn(self, tiny: Generators, verb: str) -> None:
-        changed, model = copy.deepcopy(tiny("vae")), net()
-        plan = geninit.plan(model, "vae", pretrained=changed)
-        changed.half()
-        before = torch.get_rng_state()
-        with pytest.raises(ValueError, match="was changed after loading: expected"):
-            plan.predict() if verb == "write" else geninit.vae_(model, pretrained=changed)
-        assert torch.equal(torch.get_rng_state(), before)
-
-    @pytest.mark.parametrize("scale", [0, -1, float("nan"), "2", True])
-    def test_a_kernel_scale_is_a_positive_number(self, ghn: WeightGenerator, scale: Any) -> None:
-        changed = copy.deepcopy(ghn)
-        changed.kernel_scale = scale
-        with pytest.raises(ValueError, match="kernel_scale: expected a positive number"):
-            geninit.ghn_(net(), pretrained=changed)
-
-    def test_what_is_no_module_is_refused(self, ghn: WeightGenerator) -> None:
-        with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got int"):
-            geninit.plan(net(), pretrained=ghn).write_(3)  # type: ignore[type-var]
-
-    def test_what_was_frozen_after_the_plan_is_not_touched(self, ghn: WeightGenerator) -> None:
-        model = net()
-        plan = geninit.plan(model, pretrained=ghn)
-        frozen = plan.generated[0].name
-        model.get_parameter(frozen).requires_grad_(False)
-        before = copy.deepcopy(model.state_dict())
-        with pytest.raises(ValueError, match=f"1 parameters of .*{frozen}.*frozen after the plan"):
-            plan.write_(model)
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_seven_billion_parameters_on_meta(ghn: WeightGenerator) -> None:
-    with torch.device("meta"):
-        model = nn.Sequential(*[nn.Linear(16384, 16384, bias=False) for _ in range(26)])
-    plan = geninit.plan(model, pretrained=ghn, example_inputs=torch.empty(1, 16384, device="meta"))
-    assert "numbers" in str(plan) and sum(e.shape[0] * e.shape[1] for e in plan.entries) > 6.9e9
