@@ -357,6 +357,14 @@ class TestFromRun:
             assert any(pattern.startswith("input>conv>") for pattern in summary["patterns"])
         if kind == "ghn":
             self._check_measured(read, data, tmp_path, common, parser)
+        mirrored = parser.parse_args([*common, "--output", str(tmp_path / "mirrored"), "--mirror"])
+        if kind == "noise-ghn":
+            exporting.main(mirrored)
+            assert hub.load(tmp_path / "mirrored" / "mine.safetensors").card["mirror"] is True
+            assert "mirror" not in read.card
+        else:
+            with pytest.raises(ValueError, match="no noise hypernetwork"):
+                exporting.main(mirrored)
         with pytest.raises(SystemExit, match="--training-data"):
             exporting.main(parser.parse_args(common))
         given: dict[str, Any] = {}
