@@ -20,7 +20,7 @@ from PIL import Image
 
 from torch_geninit.generators import file
 from torch_geninit.training import architectures, ghn, warm_start
-from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
+from torch_geninit.training.classifier import KernelOptimizer, Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, flip_and_crop, load, prepare
 from torch_geninit.training.families import Spec
 from torch_geninit.training.networks import ResNet
@@ -201,6 +201,20 @@ def test_hypernetwork_learns_and_noise_starts_from_it(prepared: Path, tmp_path: 
     with_noise, without = noisy.state_dict(), trained.state_dict()
     widened = [name for name in without if with_noise[name].shape != without[name].shape]
     assert widened == ["decoder.trunk.0.weight"]
+
+
+def test_muon_leaves_depthwise_kernels_to_sgd() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 5, groups=8))
+    dense, depthwise = (layer.weight.detach().clone() for layer in model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    gradients = [layer.weight.grad.clone() for layer in model]
+    optimizer = KernelOptimizer(
+        model, Recipe([Phase(8, 1)], lr=0.02, momentum=0.0, weight_decay=0.0, optimizer="muon")
+    )
+    optimizer.step()
+    torch.testing.assert_close(model[1].weight, depthwise - 0.1 * gradients[1])
+    assert not torch.allclose(model[0].weight, dense - 0.1 * gradients[0])
 
 
 @pytest.mark.usefixtures("small")

@@ -30,7 +30,8 @@ class Recipe:
 
     Attributes:
         optimizer: ``"sgd"`` with Nesterov momentum, or ``"muon"``: orthogonalised momentum for convolution
-            kernels (``lr`` is theirs) beside SGD at 0.1 for the rest, which learns more from each image.
+            kernels but depthwise ones (``lr`` is theirs) beside SGD at 0.1 for the rest, which learns more
+            from each image.
         augment, shift: what :meth:`Split.shuffled_batches` does to images; pixels of the whole image.
         amp: autocast to bfloat16, twice as fast on GPUs and on CPUs with bfloat16 instructions.
     """
@@ -170,7 +171,9 @@ class KernelOptimizer:
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         parameters = list(model.parameters())
-        self.kernels = [p for p in parameters if p.ndim == 4] if recipe.optimizer == "muon" else []
+        # Filters of a depthwise convolution share no inputs: orthogonal to each other they lose their shapes.
+        dense = [p for p in parameters if p.ndim == 4 and p.shape[1] > 1]
+        self.kernels = dense if recipe.optimizer == "muon" else []
         # torch's Muon takes matrices only; these share the kernels' storage.
         self.matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in self.kernels]
         special = {id(p) for p in self.kernels}
