@@ -14,7 +14,7 @@ from torch import nn
 
 import torch_geninit as geninit
 from torch_geninit.generators.features import node_depths
-from torch_geninit.generators.ghn import GraphHyperNetwork
+from torch_geninit.generators.ghn import GraphHyperNetwork, is_kernel
 from torch_geninit.generators.trust import distance, profile, summarise
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse
 from torch_geninit.graph.landmarks import normalised_kernels
@@ -184,7 +184,7 @@ def test_a_member_of_an_odd_seed_sees_mirrored_images(generator: GraphHyperNetwo
 
     def member(pretrained: GraphHyperNetwork, seed: int, scale: float = 1.0) -> nn.Module:
         torch.manual_seed(0)
-        model = ResNet((2,), (8,), 10).eval()
+        model = ResNet((2,), (16,), 10).eval()  # of tiles of eight filters, so repeated
         options = {"pretrained": pretrained, "noise_scale": scale, "untrusted": "generate"}
         return geninit.noise_ghn_(model, seed, **options)  # type: ignore[arg-type]
 
@@ -197,9 +197,27 @@ def test_a_member_of_an_odd_seed_sees_mirrored_images(generator: GraphHyperNetwo
     assert torch.equal(member(mirroring, 0, 0.0)(images), member(mirroring, 1, 0.0)(images))
 
 
+def test_kernels_alone_are_mirrored() -> None:
+    """Tables and factors may have four dimensions, too; their last one has no left and right."""
+
+    class Tabled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+            self.table = nn.Parameter(torch.randn(1, 8, 8, 8))
+            self.factor = nn.Parameter(torch.randn(1, 1, 1, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.conv(x).permute(0, 2, 3, 1) + self.table) * self.factor
+
+    architecture = trace(Tabled(), torch.zeros(1, 3, 8, 8))
+    kernels = [name for name in architecture.uses if is_kernel(architecture, name)]
+    assert kernels == ["conv.weight"] and {"table", "factor"} < set(architecture.uses)
+
+
 @pytest.mark.parametrize("more", [{"mirror": 1}, {"mirror": True, "sizes": {**SIZES, "noise": 0}}])
 def test_mirrored_members_need_noise(more: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="mirror: expected true for noise alone, or false"):
+    with pytest.raises(ValueError, match="mirror: expected false, or true for a generator with noise"):
         GraphHyperNetwork.check_card(card(**more))
 
 

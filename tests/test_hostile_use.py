@@ -161,6 +161,9 @@ class Guarded(nn.Parameter):
     def copy_(self, *_: Any, **__: Any) -> Any:
         raise RuntimeError("copy_ of Guarded")
 
+    def as_subclass(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("as_subclass of Guarded")
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.copy_, Tensor.as_subclass):
@@ -177,6 +180,18 @@ class Guarding(Net):
 @pytest.mark.parametrize("kind", [Unlocked, Meddling, Nested, Guarding])
 def test_networks_that_differ_in_nothing_but_manners(kind: type[Net]) -> None:
     assert same(traceless(kind), values(fill(fresh())))
+
+
+def test_guarded_parts_of_a_weight_norm_are_written() -> None:
+    def normed(guarded: bool) -> Net:
+        model = fresh()
+        nn.utils.parametrizations.weight_norm(model.conv)
+        parts: Any = model.conv.parametrizations["weight"]  # type: ignore[index]
+        for name in ("original0", "original1") if guarded else ():
+            setattr(parts, name, Guarded(getattr(parts, name).detach()))
+        return model
+
+    assert same(values(fill(normed(True))), values(fill(normed(False))))
 
 
 @pytest.mark.parametrize("kind", [Asking, Threaded, Backward])

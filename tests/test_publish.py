@@ -360,6 +360,11 @@ class TestFromRun:
         mirrored = parser.parse_args([*common, "--output", str(tmp_path / "mirrored"), "--mirror"])
         if kind == "noise-ghn":
             exporting.main(mirrored)
+            state["space"]["families"] = {"plain": 1.0, "mixer": 1.0}  # type: ignore[index]
+            Run(tmp_path / "tokens").save(state)
+            tokens = ["--run", str(tmp_path / "tokens"), *common[2:], "--output", str(tmp_path), "--mirror"]
+            with pytest.raises(ValueError, match="trained on mixer, too"):
+                exporting.main(parser.parse_args(tokens))
             assert hub.load(tmp_path / "mirrored" / "mine.safetensors").card["mirror"] is True
             assert "mirror" not in read.card
         else:

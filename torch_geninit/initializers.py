@@ -84,7 +84,7 @@ def vae_(
 
     Warns:
         GenInitWarning: once, if convolutions are left as they are because no VAE was trained on their kernel
-            size.
+            size, or on depthwise ones of that size alone.
 
     Example:
         >>> layer = torch.nn.Conv2d(16, 16, 3)
@@ -228,7 +228,8 @@ def noise_ghn_(
     Args:
         model: any network; it is not called.
         seed: of the noise.
-        noise_scale: sigma; 0 gives every seed the same weights, larger values more different members.
+        noise_scale: sigma; 0 gives every seed the same weights, without mirroring, larger values more
+            different members.
         pretrained, example_inputs, graph, head, untrusted, kept: as in :func:`ghn_`.
         include, exclude, strict: as in :func:`ghn_`.
         revision, cache_dir, local_files_only, token: as in :func:`ghn_`.

@@ -169,7 +169,7 @@ def _copy(assignment: Assignment, indices: Indices | None) -> None:
 def _plain(parameter: Tensor) -> Tensor:
     """Return the same memory without its subclass, whose copy_ may raise when half a model is written."""
     with torch._C.DisableTorchFunctionSubclass():
-        return parameter.as_subclass(Tensor)
+        return Tensor.as_subclass(parameter, Tensor)
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isfinite, prod
 from typing import TYPE_CHECKING
 
@@ -110,6 +110,7 @@ class Tile(Compact):
         amplitude: of the symmetry-breaking modulation; 0 repeats exactly.
         name: canonical parameter name, which seeds the modulation.
         sections: matrices packed into the parameter.
+        mirrored: whether the modulation goes backwards along the last axis, as the values already do.
     """
 
     values: Tensor
@@ -118,10 +119,15 @@ class Tile(Compact):
     amplitude: float = 0.0
     name: str = ""
     sections: int = 1
+    mirrored: bool = False
 
     @property
     def extents(self) -> Shape:
         return tuple(self.values.shape)
+
+    def mirror(self) -> Tile:
+        """Return the tile of the same parameter with its last axis reversed."""
+        return replace(self, values=self.values.flip(-1), mirrored=not self.mirrored)
 
     def finite(self) -> bool:
         if not (isfinite(self.scale) and isfinite(self.amplitude)):
@@ -201,7 +207,7 @@ class Tile(Compact):
         factors = torch.ones(self.sections, blocks, *self.shape[1:])
         drawn = torch.randn((self.sections, blocks - 1, *self.shape[1:]), generator=stream)
         factors[:, 1:] += self.amplitude * drawn
-        return factors
+        return factors.flip(-1) if self.mirrored else factors
 
 
 def _spans(low: int, high: int, rows: int) -> Iterator[tuple[int, int, int, int]]:

@@ -105,10 +105,10 @@ class GraphHyperNetwork(WeightGenerator):
         expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
         scale = card.get("kernel_scale", 1.0)
         expect(_is_number(scale) and scale > 0, "kernel_scale", "a positive number", scale)
-        for name in ("shared_noise", "mirror"):
-            value = card.get(name, False)
-            noise = bool(card["sizes"]["noise"])
-            expect(value is False or (value is True and noise), name, "true for noise alone, or false", value)
+        shared, mirror = card.get("shared_noise", False), card.get("mirror", False)
+        expect(isinstance(shared, bool), "shared_noise", "true or false", shared)
+        possible = mirror is False or (mirror is True and card["sizes"]["noise"] > 0)
+        expect(possible, "mirror", "false, or true for a generator with noise", mirror)
         if "measured" in card:
             MeasuredNetworks.check(card["measured"])
 
@@ -221,9 +221,9 @@ class GraphHyperNetwork(WeightGenerator):
         names = [entry.name for entry in plan.generated]
         tiles = self(architecture, names, noise=draw if noisy else None)
         normalised = normalised_kernels(architecture)
-        return {
+        predicted = {
             name: Tile(
-                (_mirror(tile.values) if mirrored else tile.values).contiguous(),
+                tile.values.contiguous(),
                 tile.shape,
                 self.kernel_scale if name in normalised else 1.0,
                 AMPLITUDE,
@@ -232,6 +232,9 @@ class GraphHyperNetwork(WeightGenerator):
             )
             for name, tile in tiles.items()
         }
+        if mirrored:
+            predicted |= {name: predicted[name].mirror() for name in names if is_kernel(architecture, name)}
+        return predicted
 
 
 def _batches(groups: Mapping[Piece, Sequence[str]]) -> Iterator[tuple[Piece, Sequence[str]]]:
@@ -242,14 +245,10 @@ def _batches(groups: Mapping[Piece, Sequence[str]]) -> Iterator[tuple[Piece, Seq
             yield piece, members[start : start + count]
 
 
-def _mirror(values: Tensor) -> Tensor:
-    """Mirror the kernels of a 2d convolution; weights without a width stay.
-
-    A network with mirrored kernels does to an image what the network itself does to the mirrored image, up
-    to where strides begin. Where training mirrors images at random the two are equally good, and they
-    err differently: diversity that costs next to nothing and that more training does not undo.
-    """
-    return values.flip(-1) if values.ndim == 4 else values
+def is_kernel(architecture: Architecture, name: str) -> bool:
+    """Tell whether a parameter is the kernel of a 2d convolution: no other kind has a left and a right."""
+    index, use = architecture.uses[name]
+    return architecture.nodes[index].op == "conv" and use.role == "weight" and len(use.shape) == 4
 
 
 def _is_number(value: object) -> bool:

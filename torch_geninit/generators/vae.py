@@ -202,7 +202,7 @@ class SliceVAEs(WeightGenerator):
         Args:
             kernel_size, depth: of the layer.
             inputs: of its filters, if it is the first convolution and not grouped, else 0.
-            depthwise: whether it is.
+            depthwise: whether its filters see one channel each.
         """
 
         def order(index: int) -> tuple[int, bool, float, float]:
@@ -277,7 +277,7 @@ class SliceVAEs(WeightGenerator):
             layer.kernel_size,
             layer.depth,
             entry.shape[1] if first else 0,
-            depthwise=layer.groups > 1 and entry.shape[1] == 1,
+            depthwise=entry.shape[1] == 1,
         )
 
     def decoder(self, index: int) -> SliceDecoder | PaperDecoder:

@@ -171,7 +171,8 @@ class KernelOptimizer:
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         parameters = list(model.parameters())
-        # Filters of a depthwise convolution share no inputs: orthogonal to each other they lose their shapes.
+        # Muon makes kernel positions of a depthwise convolution equally loud and uncorrelated: its filters,
+        # which share no inputs, would lose what shapes they have.
         dense = [p for p in parameters if p.ndim == 4 and p.shape[1] > 1]
         self.kernels = dense if recipe.optimizer == "muon" else []
         # torch's Muon takes matrices only; these share the kernels' storage.

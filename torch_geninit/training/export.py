@@ -27,6 +27,7 @@ from torch_geninit.training import identity, model_card
 from torch_geninit.training.architectures import Pool, Space, SpaceOptions
 from torch_geninit.training.arguments import generator_name, positive
 from torch_geninit.training.data import load
+from torch_geninit.training.families import OVER_TOKENS
 from torch_geninit.training.fold import folded, narrowed, trimmed
 from torch_geninit.training.networks import resnet20
 from torch_geninit.training.records import read_record
@@ -129,7 +130,7 @@ def from_run(
         mirror: let odd seeds of a noise hypernetwork draw mirrored kernels.
 
     Raises:
-        ValueError: if the folder holds no checkpoint, or no noise hypernetwork for ``mirror``.
+        ValueError: if the folder holds no checkpoint, or none of a noise hypernetwork that ``mirror`` suits.
     """
     state = _stored(folder)["state"]
     images = load(data, "train")
@@ -144,6 +145,11 @@ def from_run(
     card = {**state["card"], **shared}
     if mirror and not card["sizes"].get("noise"):
         raise ValueError(f"{folder} holds no noise hypernetwork, the one kind with mirrored members")
+    if mirror and (over_tokens := sorted(set(state["space"]["families"]) & set(OVER_TOKENS))):
+        raise ValueError(
+            f"{folder} was trained on {', '.join(over_tokens)}, too, which mirrored kernels don't mirror: "
+            "tokens have places. Train on other families, or export without --mirror"
+        )
     if card.get("kind") == SliceVAEs.kind:
         vaes = SliceVAEs(card)
         vaes.load_state_dict(state["generator"])

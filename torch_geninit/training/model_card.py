@@ -20,7 +20,8 @@ PAPER = "https://arxiv.org/abs/2310.16695"
 SUMMARIES = {
     "vae": "Variational autoencoders that draw convolution kernels slice by slice, one for each layer.",
     "ghn": "A graph hypernetwork: reads a network's architecture and predicts all its weights.",
-    "noise-ghn": "A graph hypernetwork with noise: every seed gives another member of an ensemble.",
+    "noise-ghn": "A graph hypernetwork with noise: every seed gives another member of an ensemble, an "
+    "odd one with mirrored kernels if it was exported with `--mirror`.",
     "published-ghn": "A graph hypernetwork published by others, converted.",
 }
 

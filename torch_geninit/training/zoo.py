@@ -117,7 +117,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zoo", required=True, help="folder of the zoo; networks that exist are kept")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--networks", type=at_least(1), default=20)
-    parser.add_argument("--lr", type=positive, default=RECIPE.lr, help="peak rate of the kernels (Muon)")
+    parser.add_argument(
+        "--lr", type=positive, default=RECIPE.lr, help="peak rate of the kernels but depthwise ones (Muon)"
+    )
     parser.add_argument("--batch-size", type=at_least(1), default=RECIPE.batch_size)
     parser.add_argument(
         "--phases",
