@@ -128,6 +128,12 @@ def tiny(tiny_file: Callable[[str], Path]) -> Callable[[str], WeightGenerator]:
     return generator
 
 
+@pytest.fixture
+def ghn(tiny: Callable[[str], WeightGenerator]) -> WeightGenerator:
+    """Return the small plain hypernetwork."""
+    return tiny("ghn")
+
+
 @pytest.fixture(scope="session")
 def images() -> Split:
     """Forty images of random pixels, four a class."""

@@ -21,11 +21,6 @@ from torch_geninit.survey import canonical, survey
 Generators = Callable[[str], WeightGenerator]
 
 
-@pytest.fixture
-def ghn(tiny: Callable[[str], WeightGenerator]) -> WeightGenerator:
-    return tiny("ghn")
-
-
 class TestHead:
     def test_auto_generates_a_head_of_as_many_classes_and_keeps_another(self, ghn: WeightGenerator) -> None:
         assert set(routes(geninit.plan(net(10), pretrained=ghn)).values()) == {"generated"}

@@ -17,11 +17,6 @@ from torch_geninit.generators.base import WeightGenerator
 Generators = Callable[[str], WeightGenerator]
 
 
-@pytest.fixture
-def ghn(tiny: Callable[[str], WeightGenerator]) -> WeightGenerator:
-    return tiny("ghn")
-
-
 class TestLayerRoutes:
     def test_convolutions_that_the_user_keeps_are_kept_in_silence(self, tiny: Generators) -> None:
         model = net()

@@ -19,11 +19,6 @@ from torch_geninit.generators.base import WeightGenerator
 Generators = Callable[[str], WeightGenerator]
 
 
-@pytest.fixture
-def ghn(tiny: Callable[[str], WeightGenerator]) -> WeightGenerator:
-    return tiny("ghn")
-
-
 class TestUse:
     def test_table_lines_up_and_adds_up(self, ghn: WeightGenerator) -> None:
         text = str(geninit.plan(net(7), pretrained=ghn))

@@ -30,6 +30,8 @@ def fill_(model: nn.Module, pretrained: str | WeightGenerator, seed: int, **opti
         seed: of what is drawn; a plain GHN draws nothing.
         options: of the verb; VAEs take neither ``example_inputs`` nor ``head`` and get none.
     """
+    if pretrained != hub.AUTO:
+        pretrained = geninit.load(pretrained)
     verb = _verb(pretrained)
     if verb == "vae":
         options = {key: value for key, value in options.items() if key not in ("example_inputs", "head")}
