@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,20 +90,38 @@ def test_a_training_that_diverges_counts_as_chance(images: Split) -> None:
     assert first_epoch.accuracy_after_an_epoch(model, 0.05, 0, few, images) == 1 / len(images.classes)
 
 
-def test_summary_by_hand() -> None:
-    def record(name: str, he: list[float], ghn: list[float] | None) -> dict[str, object]:
-        found: dict[str, object] = {"network": name, "he": {"accuracy": he}}
-        return found if ghn is None else found | {"generated": {"accuracy": ghn}}
+def record(name: str, he: list[float], generated: list[float] | None) -> dict[str, object]:
+    found: dict[str, object] = {"network": name, "family": name.split()[0], "he": {"accuracy": he}}
+    return found if generated is None else found | {"generated": {"accuracy": generated}}
 
-    found = first_epoch.summary(
-        [
-            record("ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),
-            record("surely behind", [0.4, 0.4, 0.4], [0.30, 0.31, 0.29]),
-            record("perhaps behind", [0.4, 0.4, 0.4], [0.1, 0.45, 0.5]),
-            record("left alone", [0.4, 0.4, 0.4], None),
-            record("ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),  # another network of the same name
-        ]
-    )
+
+RECORDS = [
+    record("plain, ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),
+    record("dense surely behind", [0.4, 0.4, 0.4], [0.30, 0.31, 0.29]),
+    record("dense perhaps behind", [0.4, 0.4, 0.4], [0.1, 0.45, 0.5]),
+    record("plain, left alone", [0.4, 0.4, 0.4], None),
+    record("plain, ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),  # another network of the same name
+]
+
+
+def test_summary_by_hand() -> None:
+    summary = first_epoch.summary(RECORDS)
+    assert list(summary) == ["all", "dense", "plain,"]
+    found = summary["all"]
     assert (found["networks"], found["generated"], found["ahead"]) == (5, 4, 2)
-    assert found["significantly_worse"] == ["surely behind"]
+    assert found["significantly_worse"] == ["dense surely behind"]
     assert found["mean_lead"] == pytest.approx((0.2 + 0.2 - 0.1 - 0.05) / 4)
+    assert (summary["plain,"]["networks"], summary["plain,"]["generated"]) == (3, 2)
+    assert summary["plain,"]["mean_lead"] == pytest.approx(0.2)
+
+
+def test_the_picture_has_each_generated_network_at_its_two_accuracies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    saved = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: saved.append(self))
+    first_epoch.draw(RECORDS, tmp_path / "picture.png")
+    dense, plain = (points.lines[0].get_xydata() for points in saved[0].axes[0].containers)
+    assert dense == pytest.approx(torch.tensor([[40.0, 30.0], [40.0, 35.0]]).numpy())
+    assert plain == pytest.approx(torch.tensor([[40.0, 60.0], [40.0, 60.0]]).numpy())

@@ -7,6 +7,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch_geninit.training.data import Split, load
 from torch_geninit.training.expectation import name_of
 from torch_geninit.training.families import Spec, by_digest
 from torch_geninit.training.networks import he_
-from torch_geninit.training.pairs import Lead, best_rate
+from torch_geninit.training.pairs import Lead, best_rate, mean_and_deviation
 from torch_geninit.training.records import Records
 from torch_geninit.training.unseen import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
 from torch_geninit.training.verbs import fill_, planned
@@ -93,8 +94,18 @@ def lead(record: dict[str, Any]) -> Lead | None:
     return Lead.of(record["generated"]["accuracy"], record["he"]["accuracy"])
 
 
-def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Count networks generated, ahead of He, and significantly worse (one-sided t test, 5 %)."""
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Count networks generated, ahead of He, and significantly worse (one-sided t test, 5 %).
+
+    Over ``"all"`` and by family.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {"all": list(records)}
+    for record in sorted(records, key=lambda record: str(record["family"])):
+        groups.setdefault(record["family"], []).append(record)
+    return {group: _counted(own) for group, own in groups.items()}
+
+
+def _counted(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     # Names are for people; two networks may have one.
     leads = [(record["network"], found) for record in records if (found := lead(record)) is not None]
     means = [found.mean for _, found in leads]
@@ -107,6 +118,41 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Draw accuracy from generated weights over accuracy from He's law: mean and deviation over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    generated = [record for record in records if "generated" in record]
+    for index, family in enumerate(sorted({record["family"] for record in generated})):
+        own = [record for record in generated if record["family"] == family]
+        he, made = (
+            [mean_and_deviation([100 * value for value in record[start]["accuracy"]]) for record in own]
+            for start in ("he", "generated")
+        )
+        axes.errorbar(
+            [mean for mean, _ in he],
+            [mean for mean, _ in made],
+            xerr=[deviation for _, deviation in he],
+            yerr=[deviation for _, deviation in made],
+            fmt="o",
+            color=f"C{index}",
+            elinewidth=0.6,
+            alpha=0.8,
+            label=family,
+        )
+    low, high = (pick(*axes.get_xlim(), *axes.get_ylim()) for pick in (min, max))
+    axes.plot([low, high], [low, high], color="0.7", linewidth=1, zorder=0)
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_xlabel("accuracy after an epoch from He's law (%)")
+    axes.set_ylabel("accuracy after an epoch from generated weights (%)")
+    if generated:
+        axes.legend(fontsize="small")
+    figure.savefig(str(path), dpi=110)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", default="auto", help="generator: a name or a file")
@@ -116,6 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--most-macs", type=positive, default=MOST_MACS, help="multiplications of a network")
     parser.add_argument("--rates", type=positive, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
     parser.add_argument("--seeds", type=at_least(1), default=3)
+    parser.add_argument("--picture", type=Path, help="file for the accuracies from both starts")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
 
 
@@ -134,4 +181,7 @@ def main(arguments: argparse.Namespace) -> None:
     records = Records(arguments.run, {**content, **protocol, "starts": ["he", "generated"]})
     for record in records.fill(specs, compared):
         print(json.dumps(record), flush=True)
-    print(json.dumps(summary(records.of(specs))))
+    found = records.of(specs)
+    print(json.dumps(summary(found)))
+    if arguments.picture:
+        draw(found, arguments.picture)

@@ -1,4 +1,4 @@
-"""Compare two ways to start the same trainings: each at its best rate, paired by seed."""
+"""Compare ways to start the same trainings: each at its best rate, paired by seed."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ class Lead:
 def best_rate(results: Mapping[float, float]) -> float:
     """Return the learning rate whose result is highest; of equal ones the first."""
     return max(results, key=lambda rate: results[rate])
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation; of one value the latter is 0."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0

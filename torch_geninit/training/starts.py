@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch_geninit.training.arguments import at_least, finite, positive, share
 from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.data import Split, load
 from torch_geninit.training.networks import ResNet, he_, xavier_
-from torch_geninit.training.pairs import Lead, best_rate
+from torch_geninit.training.pairs import Lead, best_rate, mean_and_deviation
 from torch_geninit.training.records import Records
 from torch_geninit.training.run import Run
 from torch_geninit.training.stored import load_, save
@@ -233,11 +232,6 @@ def draw(found: Mapping[str, Any], path: str | Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(str(path), dpi=110)
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard deviation; of one value the latter is 0."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _interval(lead: Lead) -> tuple[float, float | None]:
