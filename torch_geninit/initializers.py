@@ -67,7 +67,8 @@ def vae_(
         seed: the seed itself. With neither, one is drawn from torch's global random state, as torch.nn.init
             does; none if there is nothing to fill.
         name: where ``module`` belongs in a larger network, as ``"layer1.0.conv1"``. Noise goes by parameter
-            names: two equal layers filled with the same seed and name are equal.
+            names: two equal layers filled with the same seed and name are equal. It says nothing of depth: a
+            layer on its own counts as half-way down.
         include: names or glob patterns of the only parameters to fill.
         exclude: names or glob patterns of parameters to leave as they are.
         strict: raise instead of warning if a convolution can't be filled.

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help="file to write (.safetensors)")
     parser.add_argument("--size", type=at_least(1), default=32)
     parser.add_argument(
-        "--classes", type=_span, default=slice(None), help="FIRST:LAST, some of the classes, LAST excluded"
+        "--classes", type=_span, help="FIRST:LAST, some of the classes, LAST excluded; all by default"
     )
     parser.add_argument("--download", action="store_true", help="let torchvision download")
 
@@ -25,7 +25,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.source,
         arguments.target,
         size=arguments.size,
-        classes=arguments.classes,
+        classes=arguments.classes or slice(None),
         download=arguments.download,
     )
 
