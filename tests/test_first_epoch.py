@@ -11,64 +11,91 @@ from torch import nn
 
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training import first_epoch
+from torch_geninit.training.__main__ import main
 from torch_geninit.training.data import Split
 from torch_geninit.training.families import Spec
 
 SPEC = Spec("plain", (1, 1), (8, 16))
 
 
-def test_each_start_has_its_own_rate_and_the_seeds_are_paired(
-    tiny: Callable[[str], WeightGenerator], images: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[bool, float, int]] = []
-    he = {}
-
-    def trained(model: nn.Module, lr: float, seed: int, *_: object, amp: bool) -> float:
-        weight = model.stem[0].weight.detach().clone()
-        generated = not calls_are_he(weight, seed)
-        calls.append((generated, lr, seed))
-        return {(False, 0.1): 0.5, (False, 0.01): 0.4, (True, 0.1): 0.3, (True, 0.01): 0.6}[generated, lr]
-
-    def calls_are_he(weight: torch.Tensor, seed: int) -> bool:
-        # The first network of each seed is He's.
-        return torch.equal(he.setdefault(seed, weight), weight)
-
-    monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", trained)
-    record = first_epoch.compare(SPEC, tiny("ghn"), images, images, rates=(0.1, 0.01), seeds=3)
-    assert (record["he"]["lr"], record["generated"]["lr"]) == (0.1, 0.01)
-    assert calls == [
-        *[(False, 0.1, 0), (False, 0.01, 0), (False, 0.1, 1), (False, 0.1, 2)],
-        *[(True, 0.1, 0), (True, 0.01, 0), (True, 0.01, 1), (True, 0.01, 2)],
-    ]
-    assert record["generated"]["accuracy"] == [0.6] * 3
-
-
-def test_where_the_verb_falls_back_there_is_only_he(
-    tiny: Callable[[str], WeightGenerator], images: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", lambda *_, **__: 0.5)
-    stranger = Spec("transformer", (1,), (32,), stem=8, heads=2)
-    record = first_epoch.compare(stranger, tiny("ghn"), images, images, rates=(0.1,), seeds=1)
-    assert "generated" not in record
-    assert first_epoch.lead(record) is None
-
-
-@pytest.mark.parametrize("kind", ["vae", "noise-ghn"])
-def test_other_generators_draw_with_the_seed(
-    kind: str, tiny: Callable[[str], WeightGenerator], images: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stems: list[torch.Tensor] = []
+@pytest.fixture
+def stems(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """First kernels of the networks that are trained, in order; each ends at an accuracy of a half."""
+    found: list[torch.Tensor] = []
 
     def trained(model: nn.Module, *_: object, **__: object) -> float:
-        stems.append(model.stem[0].weight.detach().clone())
+        found.append(model.stem[0].weight.detach().clone())
         return 0.5
 
     monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", trained)
-    record = first_epoch.compare(SPEC, tiny(kind), images, images, rates=(0.1, 0.01), seeds=2)
-    assert record["generated"]["accuracy"] == [0.5, 0.5]
+    return found
+
+
+def test_the_best_rate_of_the_first_seed_is_that_of_all(
+    images: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[float, int]] = []
+
+    def trained(_: nn.Module, lr: float, seed: int, *__: object, amp: bool) -> float:
+        calls.append((lr, seed))
+        return {0.1: 0.3, 0.01: 0.6}[lr] + seed / 100
+
+    monkeypatch.setattr(first_epoch, "accuracy_after_an_epoch", trained)
+    record = first_epoch.measure(SPEC, "he", images, images, rates=(0.1, 0.01), seeds=3)
+    assert calls == [(0.1, 0), (0.01, 0), (0.01, 1), (0.01, 2)]
+    assert (record["lr"], record["accuracy"]) == (0.01, [0.6, 0.61, 0.62])
+    assert record["first seed"] == {0.1: 0.3, 0.01: 0.6}
+
+
+@pytest.mark.parametrize("kind", ["ghn", "noise-ghn", "vae"])
+def test_draws_go_by_the_seed(
+    kind: str,
+    ghn: WeightGenerator,
+    tiny: Callable[[str], WeightGenerator],
+    images: Split,
+    stems: list[torch.Tensor],
+) -> None:
+    first_epoch.measure(SPEC, "he", images, images, rates=(0.1, 0.01), seeds=2)
+    record = first_epoch.measure(SPEC, tiny(kind), images, images, rates=(0.1, 0.01), seeds=2)
     he, generated = stems[:3], stems[3:]
+    assert record["accuracy"] == [0.5, 0.5]
     assert torch.equal(generated[0], generated[1]), "one draw at both rates"
-    assert not any(torch.equal(generated[2], other) for other in (generated[0], *he))
+    assert torch.equal(generated[1], generated[2]) is (kind == "ghn"), "a plain GHN draws nothing"
+    assert torch.equal(he[0], he[1]) and not torch.equal(he[1], he[2])
+    assert not any(torch.equal(one, other) for one in he for other in generated)
+
+
+def test_where_the_verb_falls_back_nothing_is_trained(
+    ghn: WeightGenerator, images: Split, stems: list[torch.Tensor]
+) -> None:
+    stranger = Spec("transformer", (1,), (32,), stem=8, heads=2)
+    record = first_epoch.measure(stranger, ghn, images, images, rates=(0.1,), seeds=1)
+    assert "accuracy" not in record and not stems
+    assert first_epoch.Pair({"accuracy": [0.5]}, record).lead() is None
+
+
+def test_what_starts_from_he_serves_every_generator(
+    tiny_file: Callable[[str], Path],
+    images: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stems: list[torch.Tensor],
+) -> None:
+    folder = tmp_path / "run"
+    (tmp_path / "data").touch()
+    monkeypatch.setattr(first_epoch, "load", lambda *_: images)
+    monkeypatch.setattr(first_epoch, "unseen_specs", lambda *_: [SPEC, Spec("plain", (1, 2), (8, 16))])
+
+    def trained(kind: str) -> int:
+        before = len(stems)
+        command = f"first-epoch --data {tmp_path / 'data'} --pretrained {tiny_file(kind)} --run {folder}"
+        main([*command.split(), *"--rates 0.1 --seeds 2".split()])
+        return len(stems) - before
+
+    assert trained("noise-ghn") == 8, "two networks, two seeds, two starts"
+    assert trained("noise-ghn") == 0
+    assert trained("vae") == 4
+    assert {path.name for path in folder.iterdir()} == {"he", "tiny-noise-ghn", "tiny-vae"}
 
 
 def test_an_epoch_is_trained_and_measured(images: Split) -> None:
@@ -90,22 +117,24 @@ def test_a_training_that_diverges_counts_as_chance(images: Split) -> None:
     assert first_epoch.accuracy_after_an_epoch(model, 0.05, 0, few, images) == 1 / len(images.classes)
 
 
-def record(name: str, he: list[float], generated: list[float] | None) -> dict[str, object]:
-    found: dict[str, object] = {"network": name, "family": name.split()[0], "he": {"accuracy": he}}
-    return found if generated is None else found | {"generated": {"accuracy": generated}}
+def pair(name: str, he: list[float], generated: list[float] | None) -> first_epoch.Pair:
+    found = {"network": name, "family": name.split()[0]}
+    return first_epoch.Pair(
+        {**found, "accuracy": he}, found if generated is None else {**found, "accuracy": generated}
+    )
 
 
-RECORDS = [
-    record("plain, ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),
-    record("dense surely behind", [0.4, 0.4, 0.4], [0.30, 0.31, 0.29]),
-    record("dense perhaps behind", [0.4, 0.4, 0.4], [0.1, 0.45, 0.5]),
-    record("plain, left alone", [0.4, 0.4, 0.4], None),
-    record("plain, ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),  # another network of the same name
+PAIRS = [
+    pair("plain, ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),
+    pair("dense surely behind", [0.4, 0.4, 0.4], [0.30, 0.31, 0.29]),
+    pair("dense perhaps behind", [0.4, 0.4, 0.4], [0.1, 0.45, 0.5]),
+    pair("plain, left alone", [0.4, 0.4, 0.4], None),
+    pair("plain, ahead", [0.4, 0.4, 0.4], [0.5, 0.6, 0.7]),  # another network of the same name
 ]
 
 
 def test_summary_by_hand() -> None:
-    summary = first_epoch.summary(RECORDS)
+    summary = first_epoch.summary(PAIRS)
     assert list(summary) == ["all", "dense", "plain,"]
     found = summary["all"]
     assert (found["networks"], found["generated"], found["ahead"]) == (5, 4, 2)
@@ -121,7 +150,7 @@ def test_the_picture_has_each_generated_network_at_its_two_accuracies(
     figure = pytest.importorskip("matplotlib.figure")
     saved = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: saved.append(self))
-    first_epoch.draw(RECORDS, tmp_path / "picture.png")
+    first_epoch.draw(PAIRS, tmp_path / "picture.png")
     dense, plain = (points.lines[0].get_xydata() for points in saved[0].axes[0].containers)
     assert dense == pytest.approx(torch.tensor([[40.0, 30.0], [40.0, 35.0]]).numpy())
     assert plain == pytest.approx(torch.tensor([[40.0, 60.0], [40.0, 60.0]]).numpy())

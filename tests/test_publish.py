@@ -24,6 +24,7 @@ from toy_generator import KIND, record, toy
 
 from torch_geninit import hub, manifest
 from torch_geninit.generators.card import KINDS
+from torch_geninit.generators.expectation import NUMBERS
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.generators.vae import SliceVAEs
 from torch_geninit.graph import trace as tracing
@@ -385,8 +386,8 @@ class TestFromRun:
         """What was measured goes with the weights and the images it is of, and with no others."""
         measured = {
             "of": {"weights": identity.of_weights(read), "data": identity.of_file(data)},
-            **{"networks": ["a", "b"], "points": [[0.0] * 6, [1.0] * 6], "accuracy": [0.2, 0.4]},
-            **{"spread": [1.0] * 6, "chance": 0.5, "length": 1.0, "signal": 1.0, "noise": 0.1},
+            **{"networks": ["a", "b"], "points": [[0.0] * NUMBERS, [1.0] * NUMBERS], "accuracy": [0.2, 0.4]},
+            **{"spread": [1.0] * NUMBERS, "chance": 0.5, "length": 1.0, "signal": 1.0, "noise": 0.1},
             **{"quantile": 1.0, "images": "pictures", "least": 0.2},
         }
         path = folder / "measured.json"

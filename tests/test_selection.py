@@ -17,6 +17,7 @@ from toy_generator import record
 
 import torch_geninit as geninit
 from torch_geninit import manifest
+from torch_geninit.generators.expectation import NUMBERS
 from torch_geninit.generators.file import GeneratorFileError, write
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.selection import select
@@ -61,9 +62,9 @@ def measured(accuracy: float) -> dict[str, Any]:
     """Two networks of one accuracy; an endless length makes it that of every network."""
     return {
         "networks": ["one", "two"],
-        "points": [[0.0] * 6, [1.0] * 6],
+        "points": [[0.0] * NUMBERS, [1.0] * NUMBERS],
         "accuracy": [accuracy] * 2,
-        "spread": [1.0] * 6,
+        "spread": [1.0] * NUMBERS,
         "chance": 0.1,
         "length": 1e6,
         "signal": 1.0,

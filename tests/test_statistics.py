@@ -3,7 +3,7 @@
 Bounds, for networks of each generator's own kind. A layer's standard deviation is between a half and twice
 He's, that of the classifier of a ResNet, which has been trained, between a fifth and five times (a sixth and
 six by ghn-cifar10, which learned for longest); a matrix's effective rank is at least half that of independent
-normal numbers. Generators of other families learned the scale of layers that no BatchNorm follows: between a
+normal numbers. Generators of other families learned the scale of layers that no norm follows: between a
 tenth and ten times He's, three tenths of the rank. Of the embedding of patches, which reads pixels, a
 quarter: few directions hold most of what patches differ in.
 """

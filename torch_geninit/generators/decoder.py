@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         if (h, w) != (height, width):
             tiles = F.interpolate(tiles.flatten(1, 2), (height, width), mode="bilinear", align_corners=True)
             tiles = tiles.view(len(u), rows, columns, height, width)
-        # The scale of a kernel that BatchNorm follows is hidden from the loss, so training would let it
+        # The scale of a kernel that only norms read is hidden from the loss, so training would let it
         # drift; elsewhere the gain alone is to set it.
         rms = tiles.square().flatten(1).mean(1).clamp(min=1e-12).sqrt()
         return tiles / rms.view(-1, 1, 1, 1, 1)

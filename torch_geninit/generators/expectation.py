@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from torch_geninit.generators.card import expect
 from torch_geninit.graph.architecture import Architecture
-from torch_geninit.graph.landmarks import head_nodes
+from torch_geninit.graph.landmarks import NORMS, head_nodes
 
 MOST_NETWORKS = 4096
 NEAREST = 3
-NUMBERS = 6
+NUMBERS = 9
 """Length of a description."""
 LARGEST = 1e9
 """Of the numbers in a record, and of their inverses where they must be positive: nothing overflows then."""
@@ -56,14 +57,14 @@ class Expectation(NamedTuple):
 
 
 def describe(architecture: Architecture, distance: float, refused: float, classes: int) -> Tensor:
-    """Return the numbers (6,) that networks are compared by; they depend on no name and no order of nodes.
+    """Return the numbers (9,) that networks are compared by; they depend on no name and no order of nodes.
 
     A head counts as if it had ``classes`` outputs: how many classes a user has says nothing of the body.
 
     All are log2(1 + c): of the distance from the training networks and the share of values that can't be
-    generated, both times 4, and of the numbers of parameters, of their values, and of channels
-    of the widest and the narrowest weight. With the shares of all primitives beside them, sixty measured
-    networks told less.
+    generated, both times 4; of the numbers of parameters, of their values, and of channels of the widest and
+    the narrowest weight; of BatchNorms, other norms and additions for each layer with a weight, times 4. With
+    the shares of all primitives instead of these three, sixty measured networks told less.
     """
     heads = head_nodes(architecture)
     shapes = [
@@ -72,6 +73,9 @@ def describe(architecture: Architecture, distance: float, refused: float, classe
         for use in node.parameters
     ]
     widths = [shape[0] for shape in shapes if len(shape) > 1]
+    layers = sum(any(len(use.shape) > 1 for use in node.parameters) for node in architecture.nodes)
+    kinds = Counter(node.op for node in architecture.nodes)
+    others = sum(kinds[op] for op in NORMS) - kinds["batch_norm"]
     counts = (
         4 * distance,
         4 * refused,
@@ -79,6 +83,7 @@ def describe(architecture: Architecture, distance: float, refused: float, classe
         sum(math.prod(shape) for shape in shapes),
         max(widths, default=0),
         min(widths, default=0),
+        *(4 * count / max(layers, 1) for count in (kinds["batch_norm"], others, kinds["add"])),
     )
     return torch.tensor([math.log2(1 + count) for count in counts])
 
@@ -96,7 +101,8 @@ class MeasuredNetworks:
     Args:
         record: entry ``measured`` of a generator's card: ``networks`` (names), ``points`` (descriptions),
             ``accuracy``, ``spread``, ``chance``, ``length``, ``signal`` and ``noise`` (standard deviations),
-            ``quantile``, ``images``, and ``least``, the expected accuracy from which a network is trusted.
+            ``quantile``, ``images``, and ``least``, the lower end of the
+            interval from which a network is trusted.
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ class GraphHyperNetwork(WeightGenerator):
 
     Card entries read here: ``sizes`` (primitives, width, rounds and those of the decoder), ``classes``,
     ``trained`` (kinds of parameters, local patterns and ranges seen in training), ``kernel_scale``: factor on
-    convolutions that only BatchNorm reads. It leaves the function as it is and divides their effective
+    convolutions that only norms read. It leaves the function as it is and divides their effective
     learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction. Optional:
     ``shared_noise``, all nodes of a network see the same noise instead of each its own; ``mirror``, members
     of odd seeds have mirrored kernels; ``measured``, networks whose accuracy is known

@@ -115,9 +115,9 @@ def distance(network: Profile, trained: Mapping[str, Any]) -> tuple[float, str]:
 def judge(
     plan: Plan, trained: Mapping[str, Any], classes: int, measured: MeasuredNetworks | None = None
 ) -> Verdict:
-    """Trust a network if every matrix can be generated, it is near enough, and not surely bad.
+    """Trust a network if every matrix can be generated, it is near enough, and surely starts above chance.
 
-    Surely bad: the whole interval of the expected accuracy lies below the record's ``least``.
+    Surely: the lower end of the interval of the expected accuracy is the record's ``least`` or more.
     """
     if plan.architecture is None:
         raise ValueError("the plan has no graph to judge")
@@ -135,8 +135,8 @@ def judge(
     if d > threshold or measured is None:
         return Verdict(d <= threshold, d, reason)
     told = expectation(plan, d, classes, measured)
-    if told.high < measured.least:
-        expected = f"expected accuracy {told}; trusted if it may reach {100 * measured.least:.0f} %"
+    if told.low < measured.least:
+        expected = f"expected accuracy {told}; trusted if it surely reaches {100 * measured.least:.0f} %"
         return Verdict(False, d, expected)
     return Verdict(True, d, reason)
 

@@ -12,6 +12,10 @@ WEIGHTED = frozenset(("conv", "conv_transpose", "linear", "embedding", "recurren
 
 QUERY_KEY_VALUE = 3
 
+CHANNEL_NORMS = frozenset(("batch_norm", "instance_norm"))
+"""Primitives that normalise each channel by itself."""
+NORMS = CHANNEL_NORMS | {"group_norm", "layer_norm", "rms_norm"}
+
 
 def head_nodes(architecture: Architecture) -> dict[int, int]:
     """Return the last linear or convolutional layers before the outputs: node index -> their outputs.
@@ -59,17 +63,21 @@ def packed_sections(architecture: Architecture) -> dict[int, int]:
 
 
 def normalised_kernels(architecture: Architecture) -> set[str]:
-    """Return names of kernels whose output goes to BatchNorm alone, so that their scale does not matter."""
+    """Return names of kernels whose output goes to normalisations alone, so that their scale does not matter.
+
+    A norm over each channel takes a bias of the convolution out, too; one over several channels does not, and
+    the kernel's scale against that of its bias matters.
+    """
     readers: dict[int, set[str]] = defaultdict(set)
     for source, target in architecture.edges:
         readers[source].add(architecture.nodes[target].op)
-    return {
-        use.name
-        for index, node in enumerate(architecture.nodes)
-        if node.op == "conv" and readers[index] == {"batch_norm"}
-        for use in node.parameters
-        if use.role == "weight"
-    }
+    found = set()
+    for index, node in enumerate(architecture.nodes):
+        uses = {use.role: use.name for use in node.parameters}
+        norms = CHANNEL_NORMS if "bias" in uses else NORMS
+        if node.op == "conv" and "weight" in uses and readers[index] and readers[index] <= norms:
+            found.add(uses["weight"])
+    return found
 
 
 def _sources(architecture: Architecture) -> dict[int, list[int]]:

@@ -93,7 +93,7 @@ def measure_networks(
     return records.complete(by_digest(specs), measure, progress="network")
 
 
-def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = 0.2) -> dict[str, Any]:
+def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = 0.15) -> dict[str, Any]:
     """Return the entry ``measured`` of a card: the process whose leave-one-out predictions are likeliest.
 
     For each length and ratio of noise to signal the signal is the one that makes the squared
@@ -101,7 +101,7 @@ def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: flo
     """
     points = torch.tensor([record["point"] for record in records], dtype=torch.float64)
     accuracy = torch.tensor([record["accuracy"] for record in records], dtype=torch.float64)
-    spread = points.std(0).clamp(min=0.02)  # a share that hardly varies must not count for much
+    spread = points.std(0).clamp(min=0.2)  # what hardly varies among them must not set others far apart
     record: dict[str, Any] = {
         "networks": [one["network"] for one in records],
         "points": points.tolist(),
@@ -162,7 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=at_least(1), default=5000, help="validation images to measure on")
     parser.add_argument("--on", default="CIFAR-10", help="name of the images, for people")
     parser.add_argument(
-        "--least", type=positive, default=0.2, help="expected accuracy to trust a network from"
+        "--least", type=positive, default=0.15, help="lower end of the expected accuracy to trust from"
     )
 
 

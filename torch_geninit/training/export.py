@@ -125,7 +125,7 @@ def from_run(
         data: prepared data file that it was trained on.
         licence: of the weights.
         threshold: largest distance from the training networks at which a graph hypernetwork is trusted.
-        kernel_scale: factor on the convolution kernels that BatchNorm follows, for a graph hypernetwork.
+        kernel_scale: factor on the convolution kernels that only norms read, for a graph hypernetwork.
         measured: what ``training expectation`` found, for a graph hypernetwork.
         mirror: let odd seeds of a noise hypernetwork draw mirrored kernels.
 
@@ -262,7 +262,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="largest distance at which a GHN's prediction is trusted",
     )
-    parser.add_argument("--kernel-scale", type=positive, help="factor on kernels that BatchNorm follows")
+    parser.add_argument("--kernel-scale", type=positive, help="factor on kernels that only norms read")
     parser.add_argument(
         "--mirror", action="store_true", help="odd seeds of a noise GHN draw kernels mirrored left to right"
     )

@@ -6,9 +6,9 @@ import argparse
 import json
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ from torch_geninit.training.records import Records
 from torch_geninit.training.unseen import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
 from torch_geninit.training.verbs import fill_, planned
 
+HE = "he"
+"""The start that needs no generator: He's law."""
+
 
 def accuracy_after_an_epoch(
     model: nn.Module, lr: float, seed: int, train: Split, validation: Split, *, amp: bool = False
@@ -44,9 +47,9 @@ def accuracy_after_an_epoch(
     return score(model, validation).accuracy
 
 
-def compare(
+def measure(
     spec: Spec,
-    pretrained: str | WeightGenerator,
+    start: str | WeightGenerator,
     train: Split,
     validation: Split,
     *,
@@ -54,63 +57,65 @@ def compare(
     seeds: int,
     amp: bool = False,
 ) -> dict[str, Any]:
-    """Return accuracies after an epoch of one network from both starts.
+    """Return accuracies after an epoch of one network from one start, :data:`HE` or a generator.
 
-    Each start's rate is the one of ``rates`` that is best with the first seed; the seed decides the order of
-    the images, He's draw and the generator's, and is shared by the two. Where nothing is generated, there is
-    only He.
+    The rate is the one of ``rates`` that is best with the first seed; the seed decides the order of the
+    images, He's draw and the generator's, so starts are paired by it. Where nothing is generated, there are
+    no accuracies: the network starts from He's law.
     """
     size, classes = train.images.shape[-1], len(train.classes)
     image = train.normalise(train.images[:1])
     record: dict[str, Any] = {"network": name_of(spec), "family": spec.family, "norm": spec.style.norm}
 
-    def built(start: str, seed: int) -> nn.Module:
+    def trained(lr: float, seed: int) -> float:
         torch.manual_seed(seed)
         model = he_(spec.build(classes, size))
-        return model if start == "he" else fill_(model, pretrained, seed, example_inputs=image)
+        if start != HE:
+            fill_(model, start, seed, example_inputs=image)
+        return accuracy_after_an_epoch(model, lr, seed, train, validation, amp=amp)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", geninit.GenInitWarning)
-        made = planned(built("he", 0), pretrained, image)
-        record["generator"] = made.source
-        for start in ("he", "generated") if made.generated else ("he",):
-            first = {
-                lr: accuracy_after_an_epoch(built(start, 0), lr, 0, train, validation, amp=amp)
-                for lr in rates
-            }
-            best = best_rate(first)
-            others = [
-                accuracy_after_an_epoch(built(start, seed), best, seed, train, validation, amp=amp)
-                for seed in range(1, seeds)
-            ]
-            record[start] = {"lr": best, "accuracy": [first[best], *others], "first seed": first}
-    return record
+        if start != HE:
+            made = planned(spec.build(classes, size), start, image)
+            record["generator"] = made.source
+            if not made.generated:
+                return record
+        first = {lr: trained(lr, 0) for lr in rates}
+        best = best_rate(first)
+        others = [trained(best, seed) for seed in range(1, seeds)]
+    return {**record, "lr": best, "accuracy": [first[best], *others], "first seed": first}
 
 
-def lead(record: dict[str, Any]) -> Lead | None:
-    """Return the lead over He of one network; None where nothing was generated."""
-    if "generated" not in record:
-        return None
-    return Lead.of(record["generated"]["accuracy"], record["he"]["accuracy"])
+class Pair(NamedTuple):
+    """Records of one network from both starts."""
+
+    he: dict[str, Any]
+    generated: dict[str, Any]
+
+    def lead(self) -> Lead | None:
+        """Return the lead over He; None where nothing was generated."""
+        made = self.generated.get("accuracy")
+        return None if made is None else Lead.of(made, self.he["accuracy"])
 
 
-def summary(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def summary(pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
     """Count networks generated, ahead of He, and significantly worse (one-sided t test, 5 %).
 
     Over ``"all"`` and by family.
     """
-    groups: dict[str, list[dict[str, Any]]] = {"all": list(records)}
-    for record in sorted(records, key=lambda record: str(record["family"])):
-        groups.setdefault(record["family"], []).append(record)
+    groups: dict[str, list[Pair]] = {"all": list(pairs)}
+    for pair in sorted(pairs, key=lambda pair: str(pair.he["family"])):
+        groups.setdefault(pair.he["family"], []).append(pair)
     return {group: _counted(own) for group, own in groups.items()}
 
 
-def _counted(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _counted(pairs: Sequence[Pair]) -> dict[str, Any]:
     # Names are for people; two networks may have one.
-    leads = [(record["network"], found) for record in records if (found := lead(record)) is not None]
+    leads = [(pair.he["network"], found) for pair in pairs if (found := pair.lead()) is not None]
     means = [found.mean for _, found in leads]
     return {
-        "networks": len(records),
+        "networks": len(pairs),
         "generated": len(leads),
         "ahead": sum(mean > 0 for mean in means),
         "mean_lead": statistics.mean(means) if means else 0.0,
@@ -118,18 +123,18 @@ def _counted(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
+def draw(pairs: Sequence[Pair], path: str | Path) -> None:
     """Draw accuracy from generated weights over accuracy from He's law: mean and deviation over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    generated = [record for record in records if "generated" in record]
-    for index, family in enumerate(sorted({record["family"] for record in generated})):
-        own = [record for record in generated if record["family"] == family]
+    generated = [pair for pair in pairs if pair.lead() is not None]
+    for index, family in enumerate(sorted({pair.he["family"] for pair in generated})):
+        own = [pair for pair in generated if pair.he["family"] == family]
         he, made = (
-            [mean_and_deviation([100 * value for value in record[start]["accuracy"]]) for record in own]
-            for start in ("he", "generated")
+            [mean_and_deviation([100 * value for value in record["accuracy"]]) for record in records]
+            for records in zip(*own, strict=True)
         )
         axes.errorbar(
             [mean for mean, _ in he],
@@ -156,7 +161,9 @@ def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", default="auto", help="generator: a name or a file")
-    parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
+    parser.add_argument(
+        "--run", required=True, help="folder of the records; processes may share it, and generators He's"
+    )
     parser.add_argument("--networks", type=at_least(1), default=40, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
     parser.add_argument("--most-macs", type=positive, default=MOST_MACS, help="multiplications of a network")
@@ -167,21 +174,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Compare network by network, a line each as it goes; print the summary of all there are."""
+    """Measure every network from both starts; print a line each, and the summary.
+
+    Records of He's law are in ``<run>/he`` and serve every generator, those of a generator in a folder of its
+    name.
+    """
     train, validation = load(arguments.data, "train"), load(arguments.data, "validation")
     families = {name: WEIGHTS[name] for name in arguments.families}
     protocol: dict[str, Any] = {"rates": arguments.rates, "seeds": arguments.seeds, "amp": arguments.amp}
     specs = by_digest(unseen_specs(arguments.networks, families, int(arguments.most_macs)))
 
-    def compared(spec: Spec) -> dict[str, Any]:
-        return compare(spec, arguments.pretrained, train, validation, **protocol)
+    def measured(start: str) -> Callable[[Spec], dict[str, Any]]:
+        return lambda spec: measure(spec, start, train, validation, **protocol)
 
-    content = identity.of_measurement(arguments.pretrained, arguments.data)
-    # Who fills a network is part of the settings: a noise GHN was once used without its noise.
-    records = Records(arguments.run, {**content, **protocol, "starts": ["he", "generated"]})
-    for record in records.fill(specs, compared):
-        print(json.dumps(record), flush=True)
-    found = records.of(specs)
-    print(json.dumps(summary(found)))
+    folders = {HE: HE, Path(arguments.pretrained).name.removesuffix(".safetensors"): arguments.pretrained}
+    kept = {}
+    for name, start in folders.items():
+        content = {} if start == HE else {"generator": identity.of_generator(start)}
+        settings = {**content, "data": identity.of_file(arguments.data), **protocol}
+        kept[start] = Records(Path(arguments.run) / name, settings)
+    for digest, spec in specs.items():  # network by network, so that there are pairs at any time
+        for start, records in kept.items():
+            records.begin({digest: spec}, measured(start))
+    found = [records.complete(specs, measured(start)) for start, records in kept.items()]
+    pairs = [Pair(*both) for both in zip(*found, strict=True)]
+    for pair in pairs:
+        print(json.dumps(pair._asdict()))
+    print(json.dumps(summary(pairs)))
     if arguments.picture:
-        draw(found, arguments.picture)
+        draw(pairs, arguments.picture)
