@@ -128,9 +128,7 @@ def compare(
         made[f"a stored one with noise of {share:g} of its spread"] = noisy
     classes = len(train.classes)
     for source in sources:
-        made[f"weights selected from {source}"] = [
-            cropped_and_tiled(load_file(str(source)), classes)
-        ]
+        made[f"weights selected from {source}"] = [cropped_and_tiled(load_file(str(source)), classes)]
     made["ghn_"] = [geninit.ghn_(resnet20(classes), pretrained=ghn, strict=True)]
     made["noise_ghn_"] = [
         geninit.noise_ghn_(resnet20(classes), seed, pretrained=noise_ghn, strict=True)
