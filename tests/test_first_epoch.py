@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_what_starts_from_he_serves_every_generator(
     assert trained("noise-ghn") == 0
     assert trained("vae") == 4
     assert {path.name for path in folder.iterdir()} == {"he", "tiny-noise-ghn", "tiny-vae"}
+
+
+def test_a_generator_of_the_name_of_he_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_epoch, "load", lambda *_: None)
+    monkeypatch.setattr(first_epoch, "unseen_specs", lambda *_: [])
+    arguments = argparse.Namespace(
+        **{"data": "d", "pretrained": "to/he.safetensors", "run": tmp_path, "networks": 1, "families": []},
+        **{"most_macs": 1.0, "rates": [0.1], "seeds": 1, "amp": False, "picture": None},
+    )
+    with pytest.raises(ValueError, match="he is the folder of He's law; rename it"):
+        first_epoch.main(arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_epoch_is_trained_and_measured(images: Split) -> None:

@@ -21,6 +21,8 @@ from torch_geninit.generators.expectation import NUMBERS
 from torch_geninit.generators.file import GeneratorFileError, write
 from torch_geninit.generators.ghn import GraphHyperNetwork
 from torch_geninit.selection import select
+from torch_geninit.training.blocks import Norm, Style
+from torch_geninit.training.families import Spec
 
 
 class Small(nn.Sequential):
@@ -227,3 +229,32 @@ def test_a_missing_or_damaged_file_is_named_and_nothing_is_written(shipped: Path
 def test_loading_auto_by_name_says_who_takes_it() -> None:
     with pytest.raises(geninit.HubError, match=r"The verbs take 'auto'.*plan\(model, pretrained='auto'\)"):
         geninit.load("auto")
+
+
+# Of each family in its usual style, and of plain and bottleneck networks in every norm: simple networks are
+# near those of other families, and a generator may expect much of what it was not trained on.
+OWN = {
+    **{(family, "batch"): "residual" for family in ("plain", "basic", "bottleneck", "preactivation")},
+    **{
+        (family, norm): "residual"
+        for family in ("plain", "bottleneck")
+        for norm in ("layer", "group", "none")
+    },
+    ("inverted", "batch"): "depthwise",
+    ("convnext", "layer"): "depthwise",
+    ("dense", "batch"): "branched",
+    ("inception", "batch"): "branched",
+}
+
+
+@pytest.mark.parametrize(("family", "norm"), OWN)
+@pytest.mark.parametrize("blocks", [(3, 3), (2, 2, 2)])
+def test_every_family_gets_the_generator_that_was_trained_on_it(
+    family: str, norm: Norm, blocks: tuple[int, ...]
+) -> None:
+    spec = Spec(family, blocks, (16, 32, 64)[: len(blocks)], Style(norm=norm))
+    with torch.device("meta"):
+        model = spec.build(10)
+    plan = geninit.plan(model, pretrained="auto", example_inputs=torch.zeros(1, 3, 32, 32, device="meta"))
+    resnet = family == "basic" and len(blocks) == 3  # ghn-cifar10 knows these better
+    assert plan.source == ("ghn-cifar10" if resnet else f"ghn-cifar10-{OWN[family, norm]}")

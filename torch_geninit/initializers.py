@@ -139,8 +139,9 @@ def ghn_(
     where A is the graph of the model's operations and theta was trained on many other networks. Nothing is
     random: the same architecture gets the same weights.
 
-    A network too far from those the hypernetwork was trained on keeps all its values, with a warning, unless
-    ``untrusted="generate"`` asks for the prediction all the same.
+    A network too far from those the hypernetwork was trained on, or not expected to start surely above
+    chance, keeps all its values, with a warning, unless ``untrusted="generate"`` asks for the prediction all
+    the same.
     Running statistics of BatchNorm are not touched; see :func:`recalibrate_bn_`.
 
     Args:
@@ -152,8 +153,9 @@ def ghn_(
         graph: what :func:`trace` returned for a model with the same parameters, to save tracing again.
         head: ``"auto"`` generates a classifier with the generator's own number of classes and keeps another;
             ``"keep"`` keeps it; ``"generate"`` raises if it has another number of classes.
-        untrusted: what happens to a network too far from those seen in training: ``"keep"`` leaves it as it
-            is, ``"generate"`` fills what can be filled, which may be worse than random numbers.
+        untrusted: what happens to a network too far from those seen in training, or not expected to start
+            surely above chance (:func:`expect`): ``"keep"`` leaves it as it is, ``"generate"`` fills what can
+            be filled, which may be worse than random numbers.
         kept: what happens to parameters that are not generated. ``"keep"``: nothing. ``"reset"``: their
             modules, and modules with buffers, call ``reset_parameters()`` first, which draws from torch's
             global random state; for models that come out of ``to_empty``. ``"error"``: raise if there are

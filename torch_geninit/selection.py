@@ -62,7 +62,7 @@ def select(
 
 def _rank(made: Plan) -> tuple[float, ...]:
     if made.verdict is None:
-        return (0.0,) * 5
+        return (0.0,) * 6
     trusted, distance, _ = made.verdict
     matrices = sum(len(entry.shape) > 1 for entry in made.generated)
     expected = 0.0
@@ -70,4 +70,5 @@ def _rank(made: Plan) -> tuple[float, ...]:
         with fixed():
             told = made.pretrained.expectation(made)
         expected = told.accuracy if told else 0.0
-    return (trusted, matrices, len(made.generated), expected, -distance)
+    # What is outside was never measured: of a network that another one was trained on it may expect too much.
+    return (trusted, matrices, distance == 0, len(made.generated), expected, -distance)

@@ -136,8 +136,12 @@ def judge(
         return Verdict(d <= threshold, d, reason)
     told = expectation(plan, d, classes, measured)
     if told.low < measured.least:
-        expected = f"expected accuracy {told}; trusted if it surely reaches {100 * measured.least:.0f} %"
-        return Verdict(False, d, expected)
+        return Verdict(
+            False,
+            d,
+            f"the 90 % interval of its expected accuracy starts at {100 * told.low:.1f} %, trusted from "
+            f"{100 * measured.least:.0f} %",
+        )
     return Verdict(True, d, reason)
 
 

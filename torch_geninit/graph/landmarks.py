@@ -12,9 +12,7 @@ WEIGHTED = frozenset(("conv", "conv_transpose", "linear", "embedding", "recurren
 
 QUERY_KEY_VALUE = 3
 
-CHANNEL_NORMS = frozenset(("batch_norm", "instance_norm"))
-"""Primitives that normalise each channel by itself."""
-NORMS = CHANNEL_NORMS | {"group_norm", "layer_norm", "rms_norm"}
+NORMS = frozenset(("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"))
 
 
 def head_nodes(architecture: Architecture) -> dict[int, int]:
@@ -65,19 +63,28 @@ def packed_sections(architecture: Architecture) -> dict[int, int]:
 def normalised_kernels(architecture: Architecture) -> set[str]:
     """Return names of kernels whose output goes to normalisations alone, so that their scale does not matter.
 
-    A norm over each channel takes a bias of the convolution out, too; one over several channels does not, and
-    the kernel's scale against that of its bias matters.
+    BatchNorm takes a bias of the convolution out, too; a norm over several channels does not, and the
+    kernel's scale against that of its bias matters. A constant that is added in between is not noticed: it is
+    no node of the graph.
     """
-    readers: dict[int, set[str]] = defaultdict(set)
+    before = _sources(architecture)
+    readers: dict[int, list[int]] = defaultdict(list)
     for source, target in architecture.edges:
-        readers[source].add(architecture.nodes[target].op)
-    found = set()
+        readers[source].append(target)
+    hidden: set[str] = set()
+    read: set[str] = set()  # by anything else
     for index, node in enumerate(architecture.nodes):
         uses = {use.role: use.name for use in node.parameters}
-        norms = CHANNEL_NORMS if "bias" in uses else NORMS
-        if node.op == "conv" and "weight" in uses and readers[index] and readers[index] <= norms:
-            found.add(uses["weight"])
-    return found
+        alone = node.op == "conv" and "weight" in uses and len(before[index]) == 1 and bool(readers[index])
+        for reader in readers[index] if alone else ():
+            norm = architecture.nodes[reader]
+            # In another shape its channels are not the convolution's, and a bias is not taken out.
+            unbiased = norm.op == "batch_norm" and norm.shape == node.shape or "bias" not in uses
+            alone = alone and norm.op in NORMS and len(before[reader]) == 1 and unbiased
+        kernel = {uses["weight"]} if alone else set()
+        hidden |= kernel
+        read |= {use.name for use in node.parameters} - kernel
+    return hidden - read
 
 
 def _sources(architecture: Architecture) -> dict[int, list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.generators.expectation import MeasuredNetworks, describe
+from torch_geninit.generators.expectation import NUMBERS, MeasuredNetworks, describe
 from torch_geninit.training import identity, unseen
 from torch_geninit.training.architectures import WEIGHTS, Space, classical, sample_unseen
 from torch_geninit.training.arguments import at_least, positive
@@ -29,6 +29,13 @@ NOISES = tuple(4.0**k for k in range(-6, 1))
 """Candidates for the length of the covariance, and for noise^2 / signal^2."""
 
 COVERED = 0.9
+
+LEAST = 0.15
+"""Lower end of the expected accuracy from which a network is trusted: one and a half times chance of ten."""
+
+LEAST_SPREAD = torch.tensor([0.02, 0.02, *[0.2] * (NUMBERS - 2)], dtype=torch.float64)
+"""What hardly varies among measured networks must not set others far apart, but for the first two numbers:
+whatever is outside of the training networks is none of them."""
 
 
 def reference_specs(
@@ -93,7 +100,7 @@ def measure_networks(
     return records.complete(by_digest(specs), measure, progress="network")
 
 
-def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = 0.15) -> dict[str, Any]:
+def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = LEAST) -> dict[str, Any]:
     """Return the entry ``measured`` of a card: the process whose leave-one-out predictions are likeliest.
 
     For each length and ratio of noise to signal the signal is the one that makes the squared
@@ -101,7 +108,7 @@ def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: flo
     """
     points = torch.tensor([record["point"] for record in records], dtype=torch.float64)
     accuracy = torch.tensor([record["accuracy"] for record in records], dtype=torch.float64)
-    spread = points.std(0).clamp(min=0.2)  # what hardly varies among them must not set others far apart
+    spread = points.std(0).maximum(LEAST_SPREAD)
     record: dict[str, Any] = {
         "networks": [one["network"] for one in records],
         "points": points.tolist(),
@@ -162,7 +169,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=at_least(1), default=5000, help="validation images to measure on")
     parser.add_argument("--on", default="CIFAR-10", help="name of the images, for people")
     parser.add_argument(
-        "--least", type=positive, default=0.15, help="lower end of the expected accuracy to trust from"
+        "--least", type=positive, default=LEAST, help="lower end of the expected accuracy to trust from"
     )
 
 

@@ -113,7 +113,7 @@ def from_run(
     data: str | Path,
     *,
     licence: str = "MIT",
-    threshold: float = 0.1,
+    threshold: float = 0.02,
     kernel_scale: float | None = None,
     measured: Mapping[str, Any] | None = None,
     mirror: bool = False,
@@ -259,7 +259,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=positive,
-        default=0.1,
+        default=0.02,
         help="largest distance at which a GHN's prediction is trusted",
     )
     parser.add_argument("--kernel-scale", type=positive, help="factor on kernels that only norms read")

@@ -187,19 +187,22 @@ def main(arguments: argparse.Namespace) -> None:
     def measured(start: str) -> Callable[[Spec], dict[str, Any]]:
         return lambda spec: measure(spec, start, train, validation, **protocol)
 
-    folders = {HE: HE, Path(arguments.pretrained).name.removesuffix(".safetensors"): arguments.pretrained}
-    kept = {}
-    for name, start in folders.items():
-        content = {} if start == HE else {"generator": identity.of_generator(start)}
-        settings = {**content, "data": identity.of_file(arguments.data), **protocol}
-        kept[start] = Records(Path(arguments.run) / name, settings)
+    name = Path(arguments.pretrained).name.removesuffix(".safetensors")
+    if name == HE:
+        raise ValueError(f"--pretrained {arguments.pretrained}: {HE} is the folder of He's law; rename it")
+    settings = {"data": identity.of_file(arguments.data), **protocol}
+    content = {"generator": identity.of_generator(arguments.pretrained), **settings}
+    kept = {
+        HE: Records(Path(arguments.run) / HE, settings),
+        arguments.pretrained: Records(Path(arguments.run) / name, content),
+    }
     for digest, spec in specs.items():  # network by network, so that there are pairs at any time
         for start, records in kept.items():
             records.begin({digest: spec}, measured(start))
+        for both in zip(*(records.of([digest]) for records in kept.values()), strict=False):
+            print(json.dumps(Pair(*both)._asdict()), flush=True)
     found = [records.complete(specs, measured(start)) for start, records in kept.items()]
     pairs = [Pair(*both) for both in zip(*found, strict=True)]
-    for pair in pairs:
-        print(json.dumps(pair._asdict()))
     print(json.dumps(summary(pairs)))
     if arguments.picture:
         draw(pairs, arguments.picture)
