@@ -17,7 +17,6 @@ from torch_geninit.generators.features import node_depths
 from torch_geninit.generators.ghn import GraphHyperNetwork, is_kernel
 from torch_geninit.generators.trust import distance, profile, summarise
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse
-from torch_geninit.graph.landmarks import normalised_kernels
 from torch_geninit.graph.trace import trace
 from torch_geninit.graph.vocabulary import PRIMITIVES
 from torch_geninit.training.blocks import Style
@@ -221,11 +220,19 @@ def test_mirrored_members_need_noise(more: dict[str, object]) -> None:
         GraphHyperNetwork.check_card(card(**more))
 
 
-def test_kernel_scale_acts_on_normalised_kernels_alone(residual: tuple[ResNet, Architecture]) -> None:
-    names = normalised_kernels(residual[1])
-    assert names == {n for n, p in residual[0].named_parameters() if p.ndim == 4}
-    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
-    assert normalised_kernels(trace(plain, torch.zeros(1, 3, 16, 16))) == {"2.weight"}
+def test_kernel_scale_acts_on_normalised_kernels_alone(generator: GraphHyperNetwork) -> None:
+    scaled = GraphHyperNetwork(card(kernel_scale=2.0)).eval()
+    scaled.load_state_dict(generator.state_dict())
+
+    def made(pretrained: GraphHyperNetwork) -> list[torch.Tensor]:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+        kernels = [model[0].weight, model[2].weight]
+        options = {"untrusted": "generate", "include": ["0.weight", "2.weight"]}
+        geninit.noise_ghn_(model, 0, pretrained=pretrained, **options)
+        return kernels
+
+    (first, second), (same, twice) = made(generator), made(scaled)
+    assert torch.equal(same, first) and torch.equal(twice, 2 * second)
 
 
 def test_training_networks_are_at_distance_zero_and_others_are_not() -> None:

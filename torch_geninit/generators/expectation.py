@@ -63,8 +63,9 @@ def describe(architecture: Architecture, distance: float, refused: float, classe
 
     All are log2(1 + c): of the distance from the training networks and the share of values that can't be
     generated, both times 4; of the numbers of parameters, of their values, and of channels of the widest and
-    the narrowest weight; of BatchNorms, other norms and additions for each layer with a weight, times 4. With
-    the shares of all primitives instead of these three, sixty measured networks told less.
+    the narrowest weight; of BatchNorms, other norms and additions for each node with a weight of two or more
+    dimensions, times 4. With the shares of all primitives instead of these three, sixty measured networks
+    told less.
     """
     heads = head_nodes(architecture)
     shapes = [
