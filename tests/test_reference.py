@@ -1,4 +1,4 @@
-"""docs/reference.md names everything that is public: functions, classes, arguments, commands, examples."""
+"""docs/reference.md names what is public: functions, classes, arguments of the verbs, examples."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ class MeasuredNetworks:
     Args:
         record: entry ``measured`` of a generator's card: ``networks`` (names), ``points`` (descriptions),
             ``accuracy``, ``spread``, ``chance``, ``length``, ``signal`` and ``noise`` (standard deviations),
-            ``quantile``, ``images``, and ``least``, the lower end of the
-            interval from which a network is trusted.
+            ``quantile``, ``images``, and ``least``, the lower end of the interval from which a network is
+            trusted.
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
