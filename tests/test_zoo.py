@@ -40,6 +40,26 @@ def test_every_seed_draws_its_own_network_with_normalisation(images: Split) -> N
     assert len({str(one) for one in shapes}) == 4
 
 
+def test_depthwise_kernels_alone_are_shrunk(images: Split) -> None:
+    model, small = (zoo.drawn(2, images, FAMILIES, 5_000_000) for _ in range(2))
+    small.load_state_dict(model.state_dict())
+    zoo.shrink_depthwise_(small, 0.1)
+    depthwise = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "groups", 1) > 1}
+    assert 0 < len(depthwise) < len(list(model.parameters()))
+    for (name, before), after in zip(model.named_parameters(), small.parameters(), strict=True):
+        assert torch.equal(after, before * (0.1 if name in depthwise else 1.0)), name
+
+
+def test_depthwise_scale_belongs_to_a_zoo(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scales: list[float] = []
+    monkeypatch.setattr(zoo, "shrink_depthwise_", lambda model, scale: scales.append(scale))
+    many = {"recipe": RECIPE, "families": FAMILIES, "most_macs": 5_000_000}
+    zoo.train_zoo(data, tmp_path, seeds=range(2, 3), depthwise_scale=0.1, **many)
+    assert scales == [0.1]
+    with pytest.raises(ValueError, match="settings"):
+        zoo.train_zoo(data, tmp_path, seeds=range(3, 4), **many)
+
+
 def test_a_zoo_of_resnets_is_what_slices_are_read_from(data: str, tmp_path: Path) -> None:
     zoo.train_zoo(data, tmp_path, seeds=range(3, 5), recipe=RECIPE)
     layers = read_slices(tmp_path, ("3", "4"))
