@@ -16,6 +16,7 @@ import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.expectation import LEAST_HALF, MeasuredNetworks, describe
 from torch_geninit.graph.trace import trace
+from torch_geninit.training.architectures import WEIGHTS
 from torch_geninit.training.expectation import calibration, fit, leave_one_out, reference_specs, resnet_specs
 from torch_geninit.training.networks import ResNet, resnet20
 from torch_geninit.training.unseen import unseen_specs
@@ -135,6 +136,12 @@ def test_references_are_never_the_networks_it_is_judged_by() -> None:
     assert not references & set(unseen_specs(8))
 
 
+def test_references_of_a_family_are_never_of_the_hundred_of_all() -> None:
+    families = {name: WEIGHTS[name] for name in ("transformer",)}
+    references = set(reference_specs(20, judged_by=2, families=families))
+    assert len(references) == 20 and not references & set(unseen_specs(100))
+
+
 def test_resnets_are_classical_and_never_the_landmarks() -> None:
     specs = list(resnet_specs(40))
     assert len(set(specs)) == 40 and specs == list(resnet_specs(40))
@@ -213,6 +220,13 @@ def test_too_little_to_expect_is_not_trusted(knowing: WeightGenerator) -> None:
     with pytest.warns(geninit.GenInitWarning, match=words):
         geninit.ghn_(model, pretrained=trusting_from(told.low + 0.001))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("model", [resnet20(), ResNet((2,), (200,))], ids=["inside", "outside"])
+def test_the_distance_from_training_is_the_verdicts(knowing: WeightGenerator, model: ResNet) -> None:
+    told, made = geninit.expect(model, pretrained=knowing), geninit.plan(model, pretrained=knowing)
+    assert made.verdict is not None and told.from_training == made.verdict.distance
+    assert f"distance from the training networks {made.verdict.distance:.2f}" in str(told)
 
 
 @pytest.mark.parametrize("classes", [2, 100, 1000])

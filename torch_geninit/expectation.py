@@ -40,8 +40,8 @@ def expect(
         revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
 
     Returns:
-        Expected accuracy with its 90 % interval, the nearest of the networks that were measured, and a caveat
-        where a verb would keep the model or its classifier.
+        Expected accuracy with its 90 % interval, the distance from the training networks, the nearest of the
+        networks that were measured, and a caveat where a verb would keep the model or its classifier.
 
     Raises:
         ValueError: if the generator's file has no measured networks.

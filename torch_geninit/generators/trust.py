@@ -151,4 +151,5 @@ def expectation(plan: Plan, distance: float, classes: int, measured: MeasuredNet
         raise ValueError("the plan has no graph to tell from")
     sizes = {entry.name: math.prod(entry.shape) for entry in plan.entries}
     refused = sum(sizes[entry.name] for entry in plan.skipped) / max(1, sum(sizes.values()))
-    return measured(describe(plan.architecture, distance, refused, classes))
+    told = measured(describe(plan.architecture, distance, refused, classes))
+    return told._replace(from_training=distance)

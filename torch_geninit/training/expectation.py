@@ -37,16 +37,20 @@ LEAST_SPREAD = torch.tensor([0.02, 0.02, *[0.2] * (NUMBERS - 2)], dtype=torch.fl
 """What hardly varies among measured networks must not set others far apart, but for the first two numbers:
 whatever is outside of the training networks is none of them."""
 
+SPACE = 100
+"""Unseen networks of all families that nothing may be fitted to."""
+
 
 def reference_specs(
     count: int, judged_by: int = 100, families: Mapping[str, float] = WEIGHTS
 ) -> Iterator[Spec]:
     """Yield ``count`` networks that are neither trained on nor among those the result is judged by.
 
-    These are the first ``judged_by`` networks of :func:`unseen.unseen_specs`.
+    These are the first ``judged_by`` networks of :func:`unseen.unseen_specs` of these families and the first
+    :data:`SPACE` of all, by which the choice among generators is judged.
     """
     space = Space(10, torch.zeros(1, 3, 32, 32))
-    seen = set(unseen.unseen_specs(judged_by, families))
+    seen = {*unseen.unseen_specs(judged_by, families), *unseen.unseen_specs(SPACE)}
     number = 0
     while count:
         seed = f"reference/{number}"
