@@ -36,8 +36,8 @@ class Expectation(NamedTuple):
         distance: to the nearest of the networks that were measured, in standard deviations among these.
         nearest: names of the nearest ones, nearest first.
         images: what accuracy is measured on.
-        from_training: distance of the graph from the networks of training, 0 inside them, as in the verdict of
-            :func:`torch_geninit.plan`; not a number where a description alone was asked about.
+        from_training: distance of the graph from the networks of training, 0 inside them, as in a plan's
+            verdict; not a number where a description alone was asked about.
         caveat: why the model itself will not start like that, empty where it will: a verb keeps it, for lack
             of trust, or its classifier.
     """
@@ -54,8 +54,8 @@ class Expectation(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{100 * self.accuracy:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f} %) on {self.images} "
-            f"before training; distance from the training networks {self.from_training:.2f}; nearest measured "
-            f"network: {self.nearest[0]}, {self.distance:.2f} standard deviations away"
+            f"before training; distance from the training networks {self.from_training:.2f}; "
+            f"nearest measured network: {self.nearest[0]}, {self.distance:.2f} standard deviations away"
             f"{'; but ' if self.caveat else ''}{self.caveat}"
         )
 
