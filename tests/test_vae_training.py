@@ -21,7 +21,7 @@ from torch_geninit.training import vae as training
 from torch_geninit.training.networks import resnet20
 from torch_geninit.training.run import Run
 from torch_geninit.training.slices import read_slices
-from torch_geninit.training.vae_report import evaluate_vaes, markdown_table
+from torch_geninit.training.vae_report import evaluate_vaes, markdown_table, nearest_ratio
 
 QUICK = training.VAERecipe("slice", 2, 8, standardise=True, variance=None, epochs=(2, 1), batch_size=2048)
 
@@ -42,6 +42,7 @@ def test_trained_vaes_reproduce_scale_correlation_and_tails(tmp_path):
         assert r["log_likelihood"] > r["covariance"] > r["normal"]
         assert r["elbo"] <= r["log_likelihood"] + 0.02
         assert r["spectral_ratio"] == pytest.approx(1, abs=0.05), "these slices were drawn independently"
+        assert r["nearest_ratio"] == pytest.approx(1, abs=0.1), "what is drawn is no nearer than new slices"
     # The card's scale is that of the slices: a ResNet-20 at He's scale has He's standard deviation.
     he = SliceVAEs({**trained.generator.card, "scale": "he"})
     he.load_state_dict(trained.generator.state_dict())
@@ -56,6 +57,14 @@ def test_trained_vaes_reproduce_scale_correlation_and_tails(tmp_path):
     table = markdown_table(list(records.values()))
     assert table.count("\n") == 2 + 19 + 1
     assert "| layer3.2.conv2 |" in table
+
+
+def test_copies_are_near_what_they_were_copied_from():
+    torch.manual_seed(0)
+    seen, unseen = torch.randn(3000, 9), torch.randn(800, 9)
+    copies = seen[::2] + 0.01 * torch.randn(1500, 9)
+    assert nearest_ratio(copies, unseen, seen) < 0.05
+    assert nearest_ratio(torch.randn(1500, 9), unseen, seen) == pytest.approx(1, abs=0.05)
 
 
 def test_whole_filters_of_the_first_layer_keep_what_their_inputs_have_in_common(tmp_path):

@@ -20,6 +20,9 @@ SAMPLES = 100_000
 LIKELIHOOD_SLICES = 2_000
 LIKELIHOOD_DRAWS = 64
 """Held-out slices, and draws of z for each, for the importance-weighted estimate of log p(x)."""
+NEAREST_QUERIES = 1_000
+NEAREST_AMONG = 50_000
+"""Slices whose nearest training slice is looked for, and training slices to look among, at most."""
 
 
 @torch.no_grad()
@@ -47,6 +50,8 @@ def evaluate_vaes(
     - ``kurtosis``, ``kurtosis_held_out``: fourth standardised moment, mean over positions; 3 is normal.
     - ``spectral_ratio``: largest singular value of held-out weights (filters x rest) over that of the same
       slices in random order; 1 means that slices know nothing of each other, or come from several layers.
+    - ``nearest_ratio``: median distance of samples to their nearest training slice over that of held-out
+      slices; near 0 for copies of what was trained on, 1 for what is as new as an unseen network's.
     """
     train, held_out = (
         read_layers(zoo, names, others, whole_first=trained.recipe.whole_first, held_out=out)
@@ -73,8 +78,10 @@ def evaluate_vaes(
             record |= _reconstruction(trained, index, unseen.all, std)
             record |= _normal_laws((seen.all - mean) / std, x)
             drawn = trained.generator.draw(index, SAMPLES, noise_stream(seed, seen.layer.name))
-            record |= _samples((drawn - mean) / std, x, seen, unseen)
+            drawn = (drawn - mean) / std
+            record |= _samples(drawn, x, seen, unseen)
             record["spectral_ratio"] = _spectral_ratio(unseen)
+            record["nearest_ratio"] = nearest_ratio(drawn, x, (seen.all - mean) / std)
             records.append(record)
     return records
 
@@ -153,6 +160,19 @@ def _spectral_ratio(slices: LayerSlices) -> float:
     return (norms[0] / norms[1]).item()
 
 
+def nearest_ratio(drawn: Tensor, unseen: Tensor, seen: Tensor) -> float:
+    """Return the median distance of ``drawn`` to the nearest of ``seen`` over that of ``unseen``."""
+
+    def some(slices: Tensor, most: int) -> Tensor:
+        return slices[torch.randperm(len(slices))[:most]]
+
+    among = some(seen, NEAREST_AMONG)
+    distances = [
+        torch.cdist(some(slices, NEAREST_QUERIES), among).amin(1).median() for slices in (drawn, unseen)
+    ]
+    return (distances[0] / distances[1]).item()
+
+
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "reconstruction error": ("mse", ".3f"),
     "raw": ("raw_mse", ".1e"),
@@ -169,6 +189,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "kurtosis": ("kurtosis", ".2f"),
     "held out": ("kurtosis_held_out", ".2f"),
     "spectral ratio": ("spectral_ratio", ".2f"),
+    "nearest ratio": ("nearest_ratio", ".2f"),
 }
 """Heading -> key of a record and its format."""
 
