@@ -65,6 +65,8 @@ def test_copies_are_near_what_they_were_copied_from():
     copies = seen[::2] + 0.01 * torch.randn(1500, 9)
     assert nearest_ratio(copies, unseen, seen) < 0.05
     assert nearest_ratio(torch.randn(1500, 9), unseen, seen) == pytest.approx(1, abs=0.05)
+    # Of single values, as of 1x1 kernels, the nearest is very near.
+    assert nearest_ratio(torch.randn(1500, 1), unseen[:, :1], seen[:, :1]) == pytest.approx(1, abs=0.15)
 
 
 def test_whole_filters_of_the_first_layer_keep_what_their_inputs_have_in_common(tmp_path):

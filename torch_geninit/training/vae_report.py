@@ -166,11 +166,13 @@ def nearest_ratio(drawn: Tensor, unseen: Tensor, seen: Tensor) -> float:
     def some(slices: Tensor, most: int) -> Tensor:
         return slices[torch.randperm(len(slices))[:most]]
 
+    def median(slices: Tensor) -> float:
+        # Through a product of matrices, distances of a thousandth of the norm would vanish.
+        away = torch.cdist(slices, among, compute_mode="donot_use_mm_for_euclid_dist")
+        return away.amin(1).median().item()
+
     among = some(seen, NEAREST_AMONG)
-    distances = [
-        torch.cdist(some(slices, NEAREST_QUERIES), among).amin(1).median() for slices in (drawn, unseen)
-    ]
-    return (distances[0] / distances[1]).item()
+    return median(some(drawn, NEAREST_QUERIES)) / median(some(unseen, NEAREST_QUERIES))
 
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
