@@ -53,7 +53,8 @@ def vae_(
     r"""Fill the convolutions of ``module`` with kernels that slice VAEs draw, in place.
 
     Each k x k slice of a convolution's weight is the decoding of its own latent, by the VAE that was trained
-    on slices of layers of that kernel size nearest in relative depth (Harder et al., 2023):
+    on slices of layers of that kernel size nearest in relative depth (Harder et al., 2023), depthwise layers
+    by one of depthwise layers. A first layer's filters may be drawn whole:
 
     .. math:: W_{o,i} = \operatorname{decode}(z_{o,i}), \qquad z_{o,i} \sim \mathcal{N}(0, I)
 
