@@ -57,10 +57,12 @@ def frontier(
 
 def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Draw accuracy over disagreement, a line a generator: all members together, and dashed the mean one."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.add_subplot()
+    palette = colormaps["tab20"]
     for index, name in enumerate(dict.fromkeys(record["generator"] for record in records)):
         own = sorted((r for r in records if r["generator"] == name), key=lambda r: float(r["disagreement"]))
         apart = [100 * record["disagreement"] for record in own]
@@ -69,7 +71,7 @@ def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
                 apart,
                 [100 * record[key] for record in own],
                 style,
-                color=f"C{index}",
+                color=palette(2 * index % 20 + index // 10),  # ten strong ones, then their pale ones
                 marker="o" if key == "accuracy" else "x",
                 label=Path(name).name.removesuffix(".safetensors") if key == "accuracy" else None,
             )
