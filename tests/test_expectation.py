@@ -201,8 +201,10 @@ def test_a_generator_that_was_not_measured_says_so(tiny: Callable[[str], WeightG
 
 
 def test_nothing_to_generate_is_nothing_to_expect(knowing: WeightGenerator) -> None:
-    with pytest.raises(ValueError, match="Flatten has no parameter to generate"):
+    with pytest.raises(ValueError, match="Flatten has no parameter that ghn would generate.* no parameters"):
         geninit.expect(nn.Flatten(), pretrained=knowing)
+    with pytest.raises(ValueError, match=r"nothing to expect: 59 x frozen"):
+        geninit.expect(resnet20().requires_grad_(False), pretrained=knowing)
 
 
 def test_too_little_to_expect_is_not_trusted(knowing: WeightGenerator) -> None:
@@ -235,7 +237,45 @@ def test_the_number_of_classes_is_none_of_its_business(knowing: WeightGenerator,
     usual = geninit.expect(resnet20(), pretrained=knowing)
     other = geninit.expect(resnet20(classes), pretrained=knowing)
     assert other._replace(caveat="") == usual
-    assert "'fc.weight', a head of other size" in other.caveat and "is kept" in str(other)
+    assert str(other).startswith("the classifier 'fc.weight' keeps its values (head of other size")
+
+
+def test_outside_of_the_training_networks_chance_is_expected(knowing: WeightGenerator) -> None:
+    model = ResNet((2,), (200,))
+    knowing = type(knowing)(knowing.card | {"trained": knowing.card["trained"] | {"threshold": 0.02}})
+    made = geninit.plan(model, pretrained=knowing, untrusted="generate")
+    assert made.verdict is not None and not made.verdict.trusted
+    told = geninit.expect(model, pretrained=knowing)
+    point = describe(made.architecture, made.verdict.distance, 0.0, classes=10)
+    measured = MeasuredNetworks(knowing.card["measured"])(point)
+    assert told.accuracy == 0.1 < measured.accuracy
+    assert (told.low, told.high) == (min(measured.low, 0.1 - LEAST_HALF), measured.high)
+    assert str(told).startswith("not trusted, ghn_ leaves the model as it is (distance ")
+
+
+def test_what_can_not_all_be_generated_is_outside_too(knowing: WeightGenerator) -> None:
+    model = resnet20()
+    model.conv1 = nn.Conv2d(3, 16, 9, padding=4, bias=False)
+    told = geninit.expect(model, pretrained=knowing)
+    assert told.accuracy == 0.1 and "never trained on a 9x9 convolution" in told.caveat
+
+
+def test_images_with_other_channels_are_named(knowing: WeightGenerator) -> None:
+    model = resnet20()
+    model.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+    told = geninit.expect(model, pretrained=knowing)
+    assert "the model reads 1-channel images; the rest is of 3-channel ones" in told.caveat
+
+
+def test_the_generator_that_was_asked_is_named() -> None:
+    told = geninit.expect(resnet20(), pretrained="auto")
+    assert told.source == geninit.plan(resnet20(), pretrained="auto").source
+    assert f"before training by {told.source}" in str(told)
+
+
+def test_a_large_distance_is_only_large(record: dict[str, Any]) -> None:
+    told = MeasuredNetworks(record)(torch.tensor(record["points"][0]) + 1e3)
+    assert str(told).endswith(", far away")
 
 
 def test_nothing_is_expected_exactly(record: dict[str, Any]) -> None:

@@ -263,6 +263,30 @@ def test_a_network_deeper_in_linear_layers_alone_is_farther() -> None:
     assert away >= math.log2(38) - math.log2(10) - 1e-3 and "linear layers" in reason
 
 
+def test_dilated_kernels_are_of_another_kind() -> None:
+    def network(dilation: int) -> nn.Module:
+        model = ResNet((1, 1), (8, 16))
+        model.layer1[0].conv1 = nn.Conv2d(8, 8, 3, padding=dilation, dilation=dilation, bias=False)
+        return model
+
+    image = torch.zeros(1, 3, 32, 32)
+    trained = summarise([profile(trace(network(1), image))])
+    away, reason = distance(profile(trace(network(2), image)), trained)
+    assert away > 0.1 and "dilated conv" in reason
+
+
+def test_reasons_are_told_in_numbers_of_layers_and_channels() -> None:
+    image = torch.zeros(1, 3, 32, 32)
+    trained = summarise(profile(trace(ResNet((1, 1), widths), image)) for widths in ((8, 16), (8, 24)))
+    assert distance(profile(trace(ResNet((1, 1), (8, 64)), image)), trained)[1] == (
+        "widest convolution: 64, trained on 16 to 24"
+    )
+    assert (
+        "convolutions: 17, trained on 5 to 5"
+        in distance(profile(trace(ResNet((4, 4), (8, 16)), image)), trained)[1]
+    )
+
+
 def test_untrusted_network_is_left_alone_with_one_warning(generator: GraphHyperNetwork) -> None:
     model = resnet20()  # deeper and wider than this card's networks
     before = {name: p.clone() for name, p in model.state_dict().items()}

@@ -39,6 +39,12 @@ def test_a_generator_is_used_by_its_own_verb(kind: str, tiny_file: Callable[[str
     assert torch.equal(one.get_parameter(kernel), other.get_parameter(kernel)) == (kind == "ghn")
 
 
+def test_without_noise_every_seed_starts_alike(tiny_file: Callable[[str], Path]) -> None:
+    file = str(tiny_file("noise-ghn"))
+    one, other = (starts.start_from(file, seed, 10, noise_scale=0.0) for seed in (0, 1))
+    assert torch.equal(one.conv1.weight, other.conv1.weight)
+
+
 def test_what_is_not_generated_is_drawn_from_he(tiny_file: Callable[[str], Path]) -> None:
     torch.manual_seed(3)
     he = he_(resnet20(10))

@@ -99,6 +99,13 @@ def test_depthwise_convolutions_have_vaes_of_their_own():
     assert refused.reason == "no VAE for kernel size 5x5, trained on 1x1, 3x3, 5x5 of depthwise layers"
 
 
+def test_filters_of_grey_images_are_no_depthwise_ones():
+    generator = random_vaes(record("dense"), record("channels", depth=0.0, depthwise=True))
+    plan = plan_layers(nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3)), generator, "test")
+    draws = generator.predict(plan, seed=0)["0.weight"]
+    assert generator.layers[_index(generator, draws)].name == "dense"
+
+
 def _index(generator, draws):
     return next(i for i, decoder in enumerate(generator.decoders) if decoder is draws.decoder)
 

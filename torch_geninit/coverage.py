@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,17 +15,18 @@ from torch_geninit.ambient import fixed
 from torch_geninit.entry import Entry, Layer, Route
 from torch_geninit.graph.architecture import Architecture, ParameterUse
 from torch_geninit.graph.landmarks import head_nodes
-from torch_geninit.plan import Plan, Verb
+from torch_geninit.plan import NAMED, Plan, Verb
 from torch_geninit.survey import Slot, canonical, canonical_module, survey
+from torch_geninit.wishes import Patterns, Wishes, read_wishes
 
 if TYPE_CHECKING:
     from torch_geninit.generators.base import WeightGenerator
 
 Head = Literal["auto", "keep", "generate"]
 Untrusted = Literal["keep", "generate"]
-Patterns = str | Iterable[str] | None
 
 OTHER_HEAD = "head of other size"
+OTHER_GRAPH = "the graph that was passed doesn't have it, trace this model"
 
 CONVOLUTIONS = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -53,7 +53,8 @@ def plan_layers(
     """Plan for a generator that fills convolutions one by one."""
     slots = survey(module, name)
     layers = _layers(slots)
-    rules = _wishes(slots, include, exclude)
+    wishes = read_wishes(slots, include, exclude)
+    rules = wishes.kept
 
     def decide(slot: Slot) -> Decision:
         layer = layers.get(id(slot.owner))
@@ -67,7 +68,7 @@ def plan_layers(
     plan = Plan(
         tuple(entries), "vae", type(module).__name__, source, pretrained, modules=_modules(module, name)
     )
-    return _judged(plan)
+    return _insisted(_judged(plan), wishes)
 
 
 def plan_graph(
@@ -89,8 +90,9 @@ def plan_graph(
     if untrusted not in ("keep", "generate"):
         raise ValueError(f"untrusted: expected 'keep' or 'generate', got {untrusted!r}")
     slots = survey(model)
-    rules = _wishes(slots, include, exclude)
-    unread = pretrained.unread if graph is None else "the graph that was passed doesn't have it"
+    wishes = read_wishes(slots, include, exclude)
+    rules = wishes.kept
+    unread = pretrained.unread if graph is None else OTHER_GRAPH
     if graph is None and any(slot.name not in rules for slot in slots):
         graph = pretrained.trace(model, example_inputs)
     if graph is not None:
@@ -124,7 +126,7 @@ def plan_graph(
     plan = Plan(
         tuple(entries), verb, type(model).__name__, source, pretrained, graph, modules=_modules(model)
     )
-    return _judged(plan, untrusted)
+    return _insisted(_judged(plan, untrusted), wishes)
 
 
 class Decision(NamedTuple):
@@ -139,7 +141,7 @@ class Decision(NamedTuple):
 
 def _entries(
     slots: Sequence[Slot],
-    rules: dict[str, str],
+    rules: Mapping[str, str],
     decide: Callable[[Slot], Decision],
     refusal: Callable[[Entry], str | None],
 ) -> list[Entry]:
@@ -185,12 +187,25 @@ def _entries(
     return list(entries.values())
 
 
-def _aloud(entries: list[Entry], rules: dict[str, str]) -> list[Entry]:
+def _aloud(entries: list[Entry], rules: Mapping[str, str]) -> list[Entry]:
     """Skip, and so warn about, what is kept by design: otherwise the verb would do nothing in silence."""
     return [
         replace(e, route=Route.SKIPPED) if e.route is Route.KEPT and e.name not in rules else e
         for e in entries
     ]
+
+
+def _insisted(plan: Plan, wishes: Wishes) -> Plan:
+    """Skip, and so warn about, what a pattern of include= asks for if nothing that it matches is filled."""
+    kept = {entry.name for entry in plan.kept}
+    in_vain = {name for names in wishes.asked if names <= kept for name in names}
+    if not in_vain:
+        return plan
+    entries = tuple(
+        replace(e, route=Route.SKIPPED, reason=f"{NAMED}{e.reason}") if e.name in in_vain else e
+        for e in plan.entries
+    )
+    return replace(plan, entries=entries)
 
 
 def _tied(entry: Entry, first: Entry) -> Entry:
@@ -214,53 +229,6 @@ def _judged(plan: Plan, untrusted: Untrusted = "keep") -> Plan:
         for entry in plan.entries
     )
     return replace(plan, entries=entries, verdict=verdict)
-
-
-def _wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> dict[str, str]:
-    """Return the reason to keep each parameter that the user keeps: name -> reason."""
-    included = None if include is None else _matching(slots, include, "include")
-    excluded = set() if exclude is None else _matching(slots, exclude, "exclude")
-    reasons: dict[str, str] = {}
-    for slot in slots:
-        if slot.name in excluded:
-            reasons[slot.name] = "excluded"
-        elif included is not None and slot.name not in included:
-            reasons[slot.name] = "not included"
-        elif not slot.parameter.requires_grad:
-            reasons[slot.name] = "frozen (requires_grad=False)"
-        elif not is_lazy(slot.parameter) and slot.parameter.numel() == 0:
-            reasons[slot.name] = "has no elements"
-    names = {id(slot.parameter): slot.name for slot in reversed(slots)}
-    for slot in slots:
-        if slot.norm is not None:  # both parameters are written or neither
-            pair = [names[id(slot.norm.g)], names[id(slot.norm.v)]]
-            reason = next((reasons[name] for name in pair if name in reasons), None)
-            if reason is not None:
-                reasons[slot.name] = reason
-    return reasons
-
-
-def _matching(slots: Sequence[Slot], patterns: str | Iterable[str], option: str) -> set[str]:
-    matched: set[str] = set()
-    wanted = (
-        list(patterns) if isinstance(patterns, Iterable) and not isinstance(patterns, str) else [patterns]
-    )
-    if not all(isinstance(pattern, str) for pattern in wanted):
-        raise TypeError(
-            f"{option}: expected a parameter name, a glob pattern or several, got {str(patterns)[:100]}"
-        )
-    if option == "include" and not wanted:
-        raise ValueError("include: expected at least one parameter name or glob pattern, got none")
-    for pattern in wanted:
-        names = {s.name for s in slots if any(fnmatchcase(n, pattern) for n in (s.name, s.canonical))}
-        if not names:
-            known = ", ".join(slot.name for slot in slots[:3])
-            raise ValueError(
-                f"{option}: no parameter matches {pattern!r}. Expected a parameter name or a glob pattern as "
-                f"'layer1.*'; the first parameters are {known}"
-            )
-        matched |= names
-    return matched
 
 
 def _layers(slots: Sequence[Slot]) -> dict[int, Layer]:

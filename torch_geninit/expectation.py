@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch_geninit.coverage import OTHER_HEAD
 from torch_geninit.generators.expectation import Expectation
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.plan import Plan
+
+IMAGES = 4
+"""Dimensions of a batch of images."""
 
 
 def expect(
@@ -30,18 +34,20 @@ def expect(
     """Tell from the graph alone how accurate ``model`` will be with generated weights, before any training.
 
     A Gaussian process over networks whose accuracy was measured, without a training step and with BatchNorm
-    calibrated; far from all of them it expects chance. It speaks of images like the generator's own: of
-    the gain on other data it says only which networks the generator knows. Nothing is written.
+    calibrated; of what is none of the networks of training it expects chance. It speaks of images like the
+    generator's own: of the gain on other data it says only which networks the generator knows. Nothing is
+    written.
 
     Args:
         model: any network, on meta too; it is not called.
-        pretrained: as in :func:`ghn_`.
+        pretrained: as in :func:`ghn_`; of noise hypernetworks nothing was measured.
         example_inputs, graph: as in :func:`ghn_`.
         revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
 
     Returns:
         Expected accuracy with its 90 % interval, the distance from the training networks, the nearest of the
-        networks that were measured, and a caveat where a verb would keep the model or its classifier.
+        networks that were measured, the generator that was asked, and a caveat where a verb would keep the
+        model or its classifier.
 
     Raises:
         ValueError: if the generator's file has no measured networks.
@@ -64,8 +70,11 @@ def expect(
         token=token,
     )
     if not made.generated:
+        reasons = Counter(entry.reason for entry in made.entries).most_common(3)
+        why = "; ".join(f"{count} x {reason}" for reason, count in reasons) or "it has no parameters"
         raise ValueError(
-            f"{type(model).__name__} has no parameter to generate, so there is nothing to expect"
+            f"{type(model).__name__} has no parameter that {made.source} would generate, so there is nothing "
+            f"to expect: {why}"
         )
     with fixed():
         told = made.pretrained.expectation(made)
@@ -74,15 +83,25 @@ def expect(
             f"{made.source} can't tell what to expect: its file has no measured networks. "
             "Use a generator that has, or measure them with `python -m torch_geninit.training expectation`"
         )
-    return told._replace(caveat="; ".join(_caveats(made)))
+    return told._replace(caveat=". ".join(_caveats(made)), source=made.source)
 
 
 def _caveats(made: Plan) -> Iterator[str]:
+    """Say why the model will not start like that, and of what the accuracy is then."""
     if made.verdict is not None and not made.verdict.trusted:
-        yield f'ghn_ leaves the model as it is unless untrusted="generate": {made.verdict.reason}'
+        yield (
+            f"not trusted, ghn_ leaves the model as it is ({made.verdict.reason}); "
+            'the rest is of untrusted="generate"'
+        )
     heads = [entry for entry in made.kept if entry.reason.startswith(OTHER_HEAD)]
     if heads:
         yield (
-            f"this is of its body with a classifier of {len(made.pretrained.card['classes'])} classes; "
-            f"{heads[0].name!r}, a {heads[0].reason}, is kept"
+            f"the classifier {heads[0].name!r} keeps its values ({heads[0].reason}); "
+            f"the rest is of the body with one of {len(made.pretrained.card['classes'])} classes"
         )
+    channels = made.pretrained.card["input"]["size"][0]
+    nodes = made.architecture.nodes if made.architecture is not None else ()
+    inputs = [node.shape for node in nodes if node.op == "input"]
+    others = {shape[1] for shape in inputs if len(shape) == IMAGES} - {channels}
+    if others:
+        yield f"the model reads {min(others)}-channel images; the rest is of {channels}-channel ones"

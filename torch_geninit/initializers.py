@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from torch_geninit import hub
-from torch_geninit.coverage import Head, Patterns, Untrusted, plan_graph, plan_layers
+from torch_geninit.coverage import Head, Untrusted, plan_graph, plan_layers
 from torch_geninit.errors import GenInitWarning, StrictError
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.plan import Plan, Verb
 from torch_geninit.prediction import Kept, refuse_kept
 from torch_geninit.selection import select
+from torch_geninit.wishes import Patterns
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Pretrained = str | os.PathLike[str] | WeightGenerator
@@ -69,9 +70,10 @@ def vae_(
             does; none if there is nothing to fill.
         name: where ``module`` belongs in a larger network, as ``"layer1.0.conv1"``. Noise goes by parameter
             names: two equal layers filled with the same seed and name are equal. It says nothing of depth: a
-            layer on its own counts as half-way down.
-        include: names or glob patterns of the only parameters to fill.
-        exclude: names or glob patterns of parameters to leave as they are.
+            layer on its own counts as half-way down, but as a first one if it has as many inputs as images
+            have channels.
+        include: names or glob patterns of the only parameters to fill; one that fills none is reported.
+        exclude: names or glob patterns of parameters to leave as they are; any name of a tied one will do.
         strict: raise instead of warning if a convolution can't be filled.
         revision, cache_dir, local_files_only, token: of the Hugging Face Hub, used if the file is not here
             yet.
@@ -161,8 +163,8 @@ def ghn_(
             modules, and modules with buffers, call ``reset_parameters()`` first, which draws from torch's
             global random state; for models that come out of ``to_empty``. ``"error"``: raise if there are
             any.
-        include: names or glob patterns of the only parameters to fill.
-        exclude: names or glob patterns of parameters to leave as they are.
+        include: names or glob patterns of the only parameters to fill; one that fills none is reported.
+        exclude: names or glob patterns of parameters to leave as they are; any name of a tied one will do.
         strict: raise instead of warning if parameters can't be filled.
         revision, cache_dir, local_files_only, token: of the Hugging Face Hub, used if the file is not here
             yet.

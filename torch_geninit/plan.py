@@ -38,6 +38,8 @@ Verb = Literal["vae", "ghn", "noise_ghn"]
 
 ELSEWHERE = 'Other shipped generators may know it: pass pretrained="auto". '
 ANYWAY = 'Pass untrusted="generate" to fill it all the same. '
+NAMED = "named in include=, but "
+"""Begins the reason of what is skipped although it was asked for."""
 MAX_NOISE = 1e6
 """Largest noise_scale: far beyond any use, far below what float32 holds."""
 
@@ -138,7 +140,9 @@ class Plan:
         remedy = ANYWAY if distrust else ""
         if distrust and self.verb == "ghn" and not self.automatic:
             remedy = ELSEWHERE + remedy
-        silence = "Name them in exclude= if that is as it should be"
+        asked = all(entry.reason.startswith(NAMED) for entry in self.skipped)
+        where = "Leave them out of include=" if asked else "Name them in exclude="
+        silence = f"{where} if that is as it should be"
         if not strict:
             silence += ", or make it an error with strict=True"
         loaded = self.source == self.pretrained.card.get("kind")  # an object, which has no name to pass

@@ -21,6 +21,8 @@ NUMBERS = 9
 """Length of a description."""
 LARGEST = 1e9
 """Of the numbers in a record, and of their inverses where they must be positive: nothing overflows then."""
+FAR = 10.0
+"""Standard deviations from which a distance tells no more than that it is large."""
 LEAST_NOISE = 1e-3
 """Of noise to signal: equal descriptions make the covariance singular without noise."""
 LEAST_HALF = 0.025
@@ -39,7 +41,8 @@ class Expectation(NamedTuple):
         from_training: distance of the graph from the networks of training, 0 inside them, as in a plan's
             verdict; not a number where a description alone was asked about.
         caveat: why the model itself will not start like that, empty where it will: a verb keeps it, for lack
-            of trust, or its classifier.
+            of trust, or its classifier, or it reads other images.
+        source: the generator that was asked.
     """
 
     accuracy: float
@@ -50,13 +53,17 @@ class Expectation(NamedTuple):
     images: str
     from_training: float = math.nan
     caveat: str = ""
+    source: str = ""
 
     def __str__(self) -> str:
+        away = f"{self.distance:.2f} standard deviations" if self.distance < FAR else "far"
+        caveat = f"{self.caveat}. " if self.caveat else ""
+        by = f" by {self.source}" if self.source else ""
+        interval = f"{100 * self.low:.0f} to {100 * self.high:.0f} %"
         return (
-            f"{100 * self.accuracy:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f} %) on {self.images} "
-            f"before training; distance from the training networks {self.from_training:.2f}; "
-            f"nearest measured network: {self.nearest[0]}, {self.distance:.2f} standard deviations away"
-            f"{'; but ' if self.caveat else ''}{self.caveat}"
+            f"{caveat}{100 * self.accuracy:.0f} % ({interval}) on {self.images} before training{by}; "
+            f"distance from the training networks {self.from_training:.2f}; nearest "
+            f"measured network: {self.nearest[0]}, {away} away"
         )
 
 
@@ -172,6 +179,14 @@ class MeasuredNetworks:
             distance=float(away.min()),
             nearest=tuple(self.names[index] for index in nearest),
             images=self.images,
+        )
+
+    def at_most(self, told: Expectation) -> Expectation:
+        """Expect chance, and with luck what was told: the interval reaches from below chance to its end."""
+        return told._replace(
+            accuracy=_share(self.chance),
+            low=_share(min(told.low, self.chance - LEAST_HALF)),
+            high=_share(max(told.high, self.chance + LEAST_HALF)),
         )
 
 

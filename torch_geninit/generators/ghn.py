@@ -183,7 +183,8 @@ class GraphHyperNetwork(WeightGenerator):
         what = kind(node, use)
         if what in self.card["trained"]["kinds"] and self.decoder.piece(node, use, head=False):
             return None
-        return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {what}"
+        named = "bias of its own" if what == "bias bias" else what
+        return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {named}"
 
     def verdict(self, plan: Plan) -> Verdict:
         return judge(plan, self.card["trained"], self.classes, self._measured)
@@ -195,7 +196,8 @@ class GraphHyperNetwork(WeightGenerator):
     def expectation(self, plan: Plan) -> Expectation | None:
         if self._measured is None or plan.verdict is None:
             return None
-        return expectation(plan, plan.verdict.distance, self.classes, self._measured)
+        distance = plan.verdict.distance
+        return expectation(plan, distance, self.card["trained"], self.classes, self._measured)
 
     @torch.no_grad()
     def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:

@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch_geninit.generators.base import Verdict
 from torch_geninit.generators.expectation import Expectation, MeasuredNetworks, describe
-from torch_geninit.graph.architecture import Architecture, Shape
+from torch_geninit.graph.architecture import Architecture, Node, Shape
 
 if TYPE_CHECKING:
+    from torch_geninit.entry import Entry
     from torch_geninit.plan import Plan
 
 
-MEASURES = (
-    "convolutions (log2)",
-    "linear layers (log2)",
-    "widest convolution (log2)",
-    "narrowest convolution (log2)",
-    "resolutions",
-)
+WIDTHS = ("widest convolution (log2)", "narrowest convolution (log2)")
+MEASURES = ("convolutions (log2)", "linear layers (log2)", *WIDTHS, "resolutions")
 """What every network is measured by, besides its shares of primitives."""
 
 
@@ -42,14 +38,14 @@ class Profile:
 def profile(architecture: Architecture) -> Profile:
     """Describe an architecture by its local patterns and global measures, in linear time."""
     nodes = architecture.nodes
+    names = [_name(node) for node in nodes]
     before: list[set[str]] = [set() for _ in nodes]
     after: list[set[str]] = [set() for _ in nodes]
     for source, target in architecture.edges:
-        before[target].add(nodes[source].op)
-        after[source].add(nodes[target].op)
+        before[target].add(names[source])
+        after[source].add(names[target])
     patterns = Counter(
-        f"{','.join(sorted(before[i]))}>{node.op}>{','.join(sorted(after[i]))}"
-        for i, node in enumerate(nodes)
+        f"{','.join(sorted(before[i]))}>{name}>{','.join(sorted(after[i]))}" for i, name in enumerate(names)
     )
     weights: dict[str, list[Shape]] = {"conv": [], "linear": []}
     for node in nodes:
@@ -57,7 +53,7 @@ def profile(architecture: Architecture) -> Profile:
             weights[node.op] += [use.shape for use in node.parameters if use.role == "weight"]
     # Pooling to 1x1 and averaging the positions away are the same network, so one position is no resolution.
     extents = {math.prod(node.shape[2:]) for node in nodes if len(node.shape) > 2} - {1}
-    measures = {f"share of {op}": count / len(nodes) for op, count in Counter(n.op for n in nodes).items()}
+    measures = {f"share of {op}": count / len(nodes) for op, count in Counter(names).items()}
     widths = [shape[0] for shape in weights["conv"]]
     counts = (
         1 + len(weights["conv"]),
@@ -68,6 +64,12 @@ def profile(architecture: Architecture) -> Profile:
     )
     measures.update(zip(MEASURES, map(math.log2, counts), strict=True))
     return Profile(patterns, measures)
+
+
+def _name(node: Node) -> str:
+    """Name a primitive; kernels that reach farther than usual are of another kind."""
+    dilated = node.op == "conv" and any(step > 1 for step in node.attribute("dilation", ()))
+    return "dilated conv" if dilated else node.op
 
 
 def summarise(profiles: Iterable[Profile]) -> dict[str, Any]:
@@ -106,10 +108,20 @@ def distance(network: Profile, trained: Mapping[str, Any]) -> tuple[float, str]:
         low, high = ranges.get(name, (0.0, 0.0))
         excess = max(low - value, value - high, 0.0)
         if excess > 1e-3:
-            parts[f"{name} {value:.2f}, trained on {low:.2f} to {high:.2f}"] = excess
+            parts[_in_words(name, value, low, high)] = excess
     if not parts:
         return 0.0, "inside the training networks"
     return sum(parts.values()), max(parts, key=lambda reason: (parts[reason], reason))
+
+
+def _in_words(name: str, value: float, low: float, high: float) -> str:
+    if name not in MEASURES:
+        return f"{name} {value:.2f}, trained on {low:.2f} to {high:.2f}"
+    # All are logarithms, those of counts of 1 + the count.
+    less = 0 if name in WIDTHS else 1
+    what = name.removesuffix(" (log2)")
+    number, least, most = (f"{2**exponent - less:.0f}" for exponent in (value, low, high))
+    return f"{what}: {number}, trained on {least} to {most}"
 
 
 def judge(
@@ -122,19 +134,19 @@ def judge(
     if plan.architecture is None:
         raise ValueError("the plan has no graph to judge")
     d, reason = distance(profile(plan.architecture), trained)
-    refused = [e for e in plan.entries if e.route.value == "skipped" and len(e.shape) > 1]
+    refused = _refused(plan)
     if refused:
-        first = refused[0]
+        first, several = refused[0], "s" if len(refused) > 1 else ""
         return Verdict(
             False,
             d,
-            f"{len(refused)} layers can't be generated, the first is {first.name} ({first.reason})",
+            f"{len(refused)} layer{several} can't be generated, the first is {first.name} ({first.reason})",
         )
     threshold = float(trained["threshold"])
     reason = f"distance {d:.2f}, trusted up to {threshold:.2f}: {reason}"
     if d > threshold or measured is None:
         return Verdict(d <= threshold, d, reason)
-    told = expectation(plan, d, classes, measured)
+    told = expectation(plan, d, trained, classes, measured)
     if told.low < measured.least:
         return Verdict(
             False,
@@ -145,11 +157,23 @@ def judge(
     return Verdict(True, d, reason)
 
 
-def expectation(plan: Plan, distance: float, classes: int, measured: MeasuredNetworks) -> Expectation:
-    """Say what accuracy to expect of the network of ``plan``; what the user keeps is taken as generated."""
+def expectation(
+    plan: Plan, distance: float, trained: Mapping[str, Any], classes: int, measured: MeasuredNetworks
+) -> Expectation:
+    """Say what accuracy to expect of the network of ``plan``; what the user keeps is taken as generated.
+
+    Of a network outside of those of training chance is expected, and at most what the measured ones tell:
+    most of them start at chance, and their descriptions don't say which.
+    """
     if plan.architecture is None:
         raise ValueError("the plan has no graph to tell from")
     sizes = {entry.name: math.prod(entry.shape) for entry in plan.entries}
     refused = sum(sizes[entry.name] for entry in plan.skipped) / max(1, sum(sizes.values()))
     told = measured(describe(plan.architecture, distance, refused, classes))
+    if _refused(plan) or distance > float(trained["threshold"]):
+        told = measured.at_most(told)
     return told._replace(from_training=distance)
+
+
+def _refused(plan: Plan) -> list[Entry]:
+    return [e for e in plan.entries if e.route.value == "skipped" and len(e.shape) > 1]

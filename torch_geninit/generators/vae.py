@@ -202,7 +202,7 @@ class SliceVAEs(WeightGenerator):
         Args:
             kernel_size, depth: of the layer.
             inputs: of its filters, if it is the first convolution and not grouped, else 0.
-            depthwise: whether its filters see one channel each.
+            depthwise: whether its filters see one of several channels each.
         """
 
         def order(index: int) -> tuple[int, bool, float, float]:
@@ -277,7 +277,8 @@ class SliceVAEs(WeightGenerator):
             layer.kernel_size,
             layer.depth,
             entry.shape[1] if first else 0,
-            depthwise=entry.shape[1] == 1,
+            # A first filter of a grey image sees one channel too, but is no depthwise one.
+            depthwise=entry.shape[1] == 1 and layer.groups > 1,
         )
 
     def decoder(self, index: int) -> SliceDecoder | PaperDecoder:

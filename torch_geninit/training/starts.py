@@ -31,7 +31,12 @@ LAWS = {"he": he_, "xavier": xavier_}
 
 
 def start_from(
-    start: str, seed: int, classes: int, head: Head = "auto", blocks: Sequence[int] = (3, 3, 3)
+    start: str,
+    seed: int,
+    classes: int,
+    head: Head = "auto",
+    blocks: Sequence[int] = (3, 3, 3),
+    noise_scale: float = 1.0,
 ) -> nn.Module:
     """Build a ResNet as ``start`` initialises it: a law of :data:`LAWS`, a generator's name or its file.
 
@@ -46,7 +51,7 @@ def start_from(
     if start in LAWS:
         return LAWS[start](model)
     he_(model)
-    return fill_(model, start, seed, head=head, strict=True)
+    return fill_(model, start, seed, head=head, noise_scale=noise_scale, strict=True)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Course:
         blocks: of each stage, see :class:`ResNet`.
         head: what a GHN does with the classifier.
         calibrate: images that BatchNorm is calibrated on before the first measurement.
+        noise_scale: of noise GHNs; what goes by the parity of the seed is there at any scale but 0.
     """
 
     epochs: int
@@ -67,6 +73,7 @@ class Course:
     head: Head = "auto"
     amp: bool = False
     calibrate: int = 2000
+    noise_scale: float = 1.0
 
 
 def train_from(
@@ -83,7 +90,7 @@ def train_from(
     An interrupted training goes on. ``validation`` has the accuracy before training and after every epoch.
     The seed decides He's draw and the order of the images.
     """
-    model = start_from(start, seed, len(train.classes), course.head, course.blocks)
+    model = start_from(start, seed, len(train.classes), course.head, course.blocks, course.noise_scale)
     geninit.recalibrate_bn_(model, (x for x, _ in train.spread(course.calibrate).batches()))
     before = score(model, validation).accuracy
     run = Run(folder / f"run-{seed}")
@@ -254,6 +261,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=128)
     parser.add_argument("--weight-decay", type=finite, default=5e-4)
     parser.add_argument("--head", choices=("auto", "keep", "generate"), default="auto")
+    parser.add_argument("--noise-scale", type=finite, default=1.0, help="of noise hypernetworks")
     parser.add_argument("--picture", type=Path, help="file for the curves, mean and deviation over seeds")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
 
@@ -268,6 +276,7 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.batch_size,
         arguments.head,
         arguments.amp,
+        noise_scale=arguments.noise_scale,
     )
     records = []
     for record in compare(

@@ -21,13 +21,21 @@ def planned(model: nn.Module, pretrained: str | WeightGenerator, example_inputs:
     return geninit.plan(model, verb, pretrained=pretrained, example_inputs=example_inputs)
 
 
-def fill_(model: nn.Module, pretrained: str | WeightGenerator, seed: int, **options: Any) -> nn.Module:
+def fill_(
+    model: nn.Module,
+    pretrained: str | WeightGenerator,
+    seed: int,
+    *,
+    noise_scale: float = 1.0,
+    **options: Any,
+) -> nn.Module:
     """Fill ``model`` by the verb that ``pretrained`` was made for.
 
     Args:
         model: any network.
         pretrained: generator, name, file or ``"auto"``.
         seed: of what is drawn; a plain GHN draws nothing.
+        noise_scale: of a noise GHN.
         options: of the verb; VAEs take neither ``example_inputs`` nor ``head`` and get none.
     """
     if pretrained != hub.AUTO:
@@ -37,7 +45,7 @@ def fill_(model: nn.Module, pretrained: str | WeightGenerator, seed: int, **opti
         options = {key: value for key, value in options.items() if key not in ("example_inputs", "head")}
         return geninit.vae_(model, pretrained=pretrained, seed=seed, **options)
     if verb == "noise_ghn":
-        return geninit.noise_ghn_(model, seed, pretrained=pretrained, **options)
+        return geninit.noise_ghn_(model, seed, pretrained=pretrained, noise_scale=noise_scale, **options)
     return geninit.ghn_(model, pretrained=pretrained, **options)
 
 
