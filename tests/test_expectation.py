@@ -98,10 +98,21 @@ def test_interval_holds_nine_of_ten_left_out(record: dict[str, Any]) -> None:
 
 
 def test_calibration_counts(records: list[dict[str, Any]], record: dict[str, Any]) -> None:
-    held = [dict(one, accuracy=one["accuracy"] + 0.5) for one in records[:2]]
-    counted = calibration([*records[2:], *held], MeasuredNetworks(record))
+    inside = [dict(one, distance=0.0, generated=1.0) for one in records]
+    held = [dict(one, accuracy=one["accuracy"] + 0.5) for one in inside[:2]]
+    counted = calibration([*inside[2:], *held], MeasuredNetworks(record), 0.02)
     assert counted["inside_interval"] == pytest.approx(14 / 16)
     assert counted["mean_error"] == pytest.approx(-1 / 16, abs=0.01)
+
+
+@pytest.mark.parametrize("outside", [{"distance": 0.03}, {"generated": 0.9}])
+def test_calibration_expects_chance_outside(
+    records: list[dict[str, Any]], record: dict[str, Any], outside: dict[str, float]
+) -> None:
+    strange = [dict(one, accuracy=0.1) | {"distance": 0.0, "generated": 1.0} | outside for one in records]
+    counted = calibration(strange, MeasuredNetworks(record), 0.02)
+    assert counted["mean_absolute_error"] == pytest.approx(0, abs=1e-9)
+    assert counted["inside_interval"] == 1 and counted["correlation"] is None
 
 
 def test_description_reads_no_names(record: dict[str, Any]) -> None:

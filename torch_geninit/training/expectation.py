@@ -16,7 +16,7 @@ from torch import Tensor
 
 import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.generators.expectation import NUMBERS, MeasuredNetworks, describe
+from torch_geninit.generators.expectation import NUMBERS, Expectation, MeasuredNetworks, describe
 from torch_geninit.training import identity, unseen
 from torch_geninit.training.architectures import WEIGHTS, Space, classical, sample_unseen
 from torch_geninit.training.arguments import at_least, positive
@@ -144,19 +144,33 @@ def leave_one_out(networks: MeasuredNetworks) -> tuple[Tensor, Tensor]:
     return (inverse @ networks.lead) / inverse.diagonal(), 1 / inverse.diagonal()
 
 
-def calibration(records: Sequence[dict[str, Any]], measured: MeasuredNetworks) -> dict[str, Any]:
-    """Hold expectations against networks that ``measured`` doesn't contain."""
-    told = [measured(torch.tensor(record["point"], dtype=torch.float64)) for record in records]
+def calibration(
+    records: Sequence[dict[str, Any]], measured: MeasuredNetworks, threshold: float
+) -> dict[str, Any]:
+    """Hold expectations against networks that ``measured`` doesn't contain.
+
+    ``threshold`` is the distance from which a network is outside of those of training.
+    """
+
+    def expected(record: dict[str, Any]) -> Expectation:
+        told = measured(torch.tensor(record["point"], dtype=torch.float64))
+        outside = record["distance"] > threshold or record["generated"] < 1
+        return measured.at_most(told) if outside else told
+
+    told = [expected(record) for record in records]
     truth = [record["accuracy"] for record in records]
     errors = [one.accuracy - value for one, value in zip(told, truth, strict=True)]
     inside = [one.low <= value <= one.high for one, value in zip(told, truth, strict=True)]
     both = torch.tensor([[one.accuracy for one in told], truth], dtype=torch.float64)
+    correlation = float(torch.corrcoef(both)[0, 1])
     return {
         "networks": len(records),
         "mean_error": sum(errors) / len(errors),
         "mean_absolute_error": sum(map(abs, errors)) / len(errors),
         "standard_deviation_of_accuracy": float(both[1].std()),
-        "correlation": float(torch.corrcoef(both)[0, 1]),
+        "correlation": None
+        if math.isnan(correlation)
+        else correlation,  # all expected, or all measured, equal
         "inside_interval": sum(inside) / len(inside),
         "mean_width": sum(one.high - one.low for one in told) / len(told),
     }
@@ -199,6 +213,6 @@ def main(arguments: argparse.Namespace) -> None:
     record = fit(records["references"], len(train.classes), arguments.on, arguments.least)
     of = {"weights": identity.of_weights(generator), "data": settings["data"]}
     (folder / "measured.json").write_text(json.dumps({"of": of, **record}) + "\n")
-    judged = calibration(records["judges"], MeasuredNetworks(record))
+    judged = calibration(records["judges"], MeasuredNetworks(record), generator.card["trained"]["threshold"])
     (folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
     print(json.dumps(judged))
