@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import contract
@@ -22,6 +23,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import torch_geninit as geninit
 from torch_geninit.entry import Route
+from torch_geninit.generators.base import WeightGenerator
 
 
 def test_meta_is_planned_and_refused(verb: Verb) -> None:
@@ -103,6 +105,16 @@ def test_include_and_mistyped_patterns(verb: Verb) -> None:
     for option in ("include", "exclude"):
         with pytest.raises(ValueError, match="no parameter matches 'block.*'"):
             verb(model, **{option: ["block.*"]})
+
+
+def test_what_is_reset_is_not_told_to_stay_as_it_is(tiny: Callable[[str], WeightGenerator]) -> None:
+    model = fresh()
+    model.stem = nn.Conv2d(3, 12, 9, padding=4)
+    before = values(model)
+    words = "ghn_ does not generate .* of Net, whose modules reset them: "
+    with pytest.warns(geninit.GenInitWarning, match=words):
+        geninit.ghn_(model, pretrained=tiny("ghn"), kept="reset")
+    assert not equal(values(model)["stem.weight"], before["stem.weight"])
 
 
 def test_tied_parameters_are_written_once_and_reported(verb: Verb) -> None:

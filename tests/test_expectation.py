@@ -275,7 +275,20 @@ def test_images_with_other_channels_are_named(knowing: WeightGenerator) -> None:
     model = resnet20()
     model.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
     told = geninit.expect(model, pretrained=knowing)
-    assert "the model reads 1-channel images; the rest is of 3-channel ones" in told.caveat
+    assert "the model reads images of 1 channel; the rest is of 3 channels" in told.caveat
+
+
+def test_images_of_other_size_are_named_if_they_were_given(knowing: WeightGenerator) -> None:
+    told = geninit.expect(resnet20(), pretrained=knowing, example_inputs=torch.zeros(1, 3, 64, 48))
+    assert told.caveat == "the model reads images of 3 x 64 x 48; the rest is of 3 x 32 x 32"
+    assert geninit.expect(resnet20(), pretrained=knowing, example_inputs=EXAMPLE).caveat == ""
+
+
+def test_frozen_parameters_are_named(knowing: WeightGenerator) -> None:
+    model = resnet20()
+    model.layer1.requires_grad_(False)
+    told = geninit.expect(model, pretrained=knowing)
+    assert told.caveat.startswith("18 parameters keep their values, the first is 'layer1.0.conv1.weight'")
 
 
 def test_the_generator_that_was_asked_is_named() -> None:

@@ -195,6 +195,14 @@ def test_the_warning_sends_to_auto_who_has_not_been_there() -> None:
     assert 'untrusted="generate"' in str(replace(plain, automatic=True).complaint())
 
 
+def test_nobody_is_sent_to_others_for_what_no_generator_can_fill() -> None:
+    model = Small()
+    model[0].unread = nn.Linear(2, 2)
+    made = geninit.plan(model, pretrained=generator(), example_inputs=torch.zeros(1, 3, 8, 8))
+    assert made.verdict is not None and not made.verdict.trusted
+    assert 'pass pretrained="auto"' not in str(made.complaint())
+
+
 @pytest.mark.usefixtures("shipped")
 def test_a_plan_knows_that_its_generator_was_chosen() -> None:
     inputs = torch.zeros(1, 3, 8, 8)

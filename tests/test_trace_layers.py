@@ -307,3 +307,17 @@ def test_flex_attention(masked: bool, compiled: bool, real: bool) -> None:
     (attends,) = [node for node in architecture.nodes if node.op == "attention"]
     assert [use.role for use in attends.parameters] == ["bias"]
     assert attends.shape == (1, 4, 256, 8)
+
+
+@pytest.mark.parametrize(
+    ("layer", "op"),
+    [
+        (nn.ReLU6(), "relu"),
+        (nn.Hardtanh(0, 6), "relu"),
+        (nn.Hardtanh(0, 1), "activation"),
+        (nn.Hardtanh(), "activation"),
+    ],
+)
+def test_of_clipped_activations_relu6_alone_is_a_relu(layer: nn.Module, op: str) -> None:
+    architecture = check(layer, (torch.zeros(2, 4),))
+    assert operations(architecture) == ["input", op, "output"]

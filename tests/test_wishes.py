@@ -98,6 +98,11 @@ def test_what_vaes_never_draw_and_was_asked_for_is_reported(tiny: Callable[[str]
         geninit.vae_(fresh(), pretrained=tiny("vae"), seed=0, include="head.weight", strict=True)
 
 
+def test_who_names_a_module_is_told_the_pattern(verb: Verb) -> None:
+    with pytest.raises(ValueError, match=r"no parameter matches 'blocks.0'. It is a module; did you mean"):
+        verb(fresh(), include="blocks.0")
+
+
 def test_wishes_of_nothing_keep_nothing() -> None:
     wishes = read_wishes(survey(fresh()), None, None)
     assert not wishes.kept and not wishes.asked

@@ -14,10 +14,9 @@ from torch_geninit.ambient import fixed
 from torch_geninit.coverage import OTHER_HEAD
 from torch_geninit.generators.expectation import Expectation
 from torch_geninit.graph.architecture import Architecture
+from torch_geninit.graph.trace import GUESSED
 from torch_geninit.plan import Plan
-
-IMAGES = 4
-"""Dimensions of a batch of images."""
+from torch_geninit.wishes import FROZEN
 
 
 def expect(
@@ -99,9 +98,23 @@ def _caveats(made: Plan) -> Iterator[str]:
             f"the classifier {heads[0].name!r} keeps its values ({heads[0].reason}); "
             f"the rest is of the body with one of {len(made.pretrained.card['classes'])} classes"
         )
-    channels = made.pretrained.card["input"]["size"][0]
-    nodes = made.architecture.nodes if made.architecture is not None else ()
-    inputs = [node.shape for node in nodes if node.op == "input"]
-    others = {shape[1] for shape in inputs if len(shape) == IMAGES} - {channels}
-    if others:
-        yield f"the model reads {min(others)}-channel images; the rest is of {channels}-channel ones"
+    frozen = [entry for entry in made.kept if entry.reason.startswith(FROZEN)]
+    if frozen:
+        yield (
+            f"{len(frozen)} parameters keep their values, the first is {frozen[0].name!r} ({FROZEN}); "
+            "the rest is of all generated"
+        )
+    graph = made.architecture
+    if graph is None:
+        return
+    own = tuple(made.pretrained.card["input"]["size"])
+    # A layer tells how many channels there are; of sizes that were guessed nothing is known.
+    told = 1 if any(note.startswith(GUESSED) for note in graph.notes) else len(own)
+    for size in sorted({node.shape[1:] for node in graph.nodes if node.op == "input"}):
+        if len(size) == len(own) and size[:told] != own[:told]:
+            yield f"the model reads images of {_times(size[:told])}; the rest is of {_times(own[:told])}"
+
+
+def _times(size: tuple[int, ...]) -> str:
+    channels = f" channel{'s' * (size[0] > 1)}" if len(size) == 1 else ""
+    return " x ".join(map(str, size)) + channels

@@ -159,10 +159,10 @@ def ghn_(
         untrusted: what happens to a network too far from those seen in training, or not expected to start
             surely above chance (:func:`expect`): ``"keep"`` leaves it as it is, ``"generate"`` fills what can
             be filled, which may be worse than random numbers.
-        kept: what happens to parameters that are not generated. ``"keep"``: nothing. ``"reset"``: their
-            modules, and modules with buffers, call ``reset_parameters()`` first, which draws from torch's
-            global random state; for models that come out of ``to_empty``. ``"error"``: raise if there are
-            any.
+        kept: what happens to parameters that are not generated, excluded and frozen ones among them.
+            ``"keep"``: nothing. ``"reset"``: their modules, and modules with buffers, call
+            ``reset_parameters()`` first, which draws from torch's global random state; for models that come
+            out of ``to_empty``. ``"error"``: raise if there are any.
         include: names or glob patterns of the only parameters to fill; one that fills none is reported.
         exclude: names or glob patterns of parameters to leave as they are; any name of a tied one will do.
         strict: raise instead of warning if parameters can't be filled.
@@ -397,7 +397,7 @@ def _fill(
 ) -> ModuleT:
     if not isinstance(strict, bool):
         raise TypeError(f"strict: expected True or False, got {strict!r}")
-    complaint = made.complaint(strict=strict)
+    complaint = made.complaint(strict=strict, kept=kept)
     if strict and complaint is not None:
         names = ", ".join(entry.name for entry in made.skipped[:10])
         more = ", ..." if len(made.skipped) > 10 else ""

@@ -125,7 +125,7 @@ class Plan:
     def _with(self, route: Route) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.route is route)
 
-    def complaint(self, *, strict: bool = False) -> str | None:
+    def complaint(self, *, strict: bool = False, kept: Kept = "keep") -> str | None:
         """Say in a sentence or two what is skipped, why, and what to do; None if nothing is."""
         if not self.skipped:
             return None
@@ -138,7 +138,9 @@ class Plan:
         # With untrusted="generate" the rest is filled although the network is not trusted.
         distrust = self.verdict is not None and not self.verdict.trusted and not self.generated
         remedy = ANYWAY if distrust else ""
-        if distrust and self.verb == "ghn" and not self.automatic:
+        # What no operation reads, or can't be assigned, no generator fills; only what was refused has a node.
+        elsewhere = all(entry.node is not None for entry in self.skipped if len(entry.shape) > 1)
+        if distrust and elsewhere and self.verb == "ghn" and not self.automatic:
             remedy = ELSEWHERE + remedy
         asked = all(entry.reason.startswith(NAMED) for entry in self.skipped)
         where = "Leave them out of include=" if asked else "Name them in exclude="
@@ -147,8 +149,11 @@ class Plan:
             silence += ", or make it an error with strict=True"
         loaded = self.source == self.pretrained.card.get("kind")  # an object, which has no name to pass
         chosen = "" if loaded else f", pretrained={self.source!r}"
+        fate = f"leaves {counts} of {self.model} as they are"
+        if kept == "reset":
+            fate = f"does not generate {counts} of {self.model}, whose modules reset them"
         return (
-            f"{self.verb}_ leaves {counts} of {self.model} as they are: {'; '.join(parts)}. "
+            f"{self.verb}_ {fate}: {'; '.join(parts)}. "
             f"{remedy}{silence}; "
             f'geninit.plan(model, "{self.verb}"{chosen}) lists them all'
         )

@@ -12,6 +12,8 @@ from torch_geninit.survey import Slot
 
 Patterns = str | Iterable[str] | None
 
+FROZEN = "frozen (requires_grad=False)"
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -49,7 +51,7 @@ def read_wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> 
         elif included.isdisjoint(names):
             kept[slot.name] = "not included"
         elif not slot.parameter.requires_grad:
-            kept[slot.name] = "frozen (requires_grad=False)"
+            kept[slot.name] = FROZEN
         elif not is_lazy(slot.parameter) and slot.parameter.numel() == 0:
             kept[slot.name] = "has no elements"
     for slot in slots:
@@ -86,9 +88,12 @@ def _matches(slots: Sequence[Slot], patterns: str | Iterable[str], option: str) 
         names = {s.name for s in slots if any(fnmatchcase(n, pattern) for n in (s.name, s.canonical))}
         if not names:
             known = ", ".join(slot.name for slot in slots[:3])
+            module = any(name.startswith(f"{pattern}.") for s in slots for name in (s.name, s.canonical))
             raise ValueError(
-                f"{option}: no parameter matches {pattern!r}. Expected a parameter name or a glob pattern as "
-                f"'layer1.*'; the first parameters are {known}"
+                f"{option}: no parameter matches {pattern!r}. "
+                + (f"It is a module; did you mean '{pattern}.*'? " if module else "")
+                + "Expected a parameter name or a glob pattern as 'layer1.*'; "
+                f"the first parameters are {known}"
             )
         matched.append(frozenset(names))
     return matched

@@ -143,7 +143,7 @@ def judge(
             f"{len(refused)} layer{several} can't be generated, the first is {first.name} ({first.reason})",
         )
     threshold = float(trained["threshold"])
-    reason = f"distance {d:.2f}, trusted up to {threshold:.2f}: {reason}"
+    reason = f"distance {d:.3f}, trusted up to {threshold:.3f}: {reason}"
     if d > threshold or measured is None:
         return Verdict(d <= threshold, d, reason)
     told = expectation(plan, d, trained, classes, measured)

@@ -22,6 +22,7 @@ _WRITES = frozenset(
 )
 _MATRIX_PRODUCTS = frozenset(("addmm", "mm", "bmm", "baddbmm", "_addmm_activation", "linear"))
 _FACTORS = frozenset(("tensor1", "tensor2"))  # of addcmul and addcdiv
+RELU6 = 6
 _MASKS = frozenset(("attn_mask", "attn_bias", "bias", "mask"))
 
 
@@ -48,8 +49,9 @@ def _activation(recorder: Recorder, call: Call) -> Value:
     if not sources:
         return arithmetic(call.operands)
     op = call.operation.rule if len(sources) == 1 else "other"
-    if call.operation.name == "hardtanh" and call.arguments.get("min_val") == 0:
-        op = "relu"  # relu6
+    bounds = call.arguments.get("min_val"), call.arguments.get("max_val")
+    if call.operation.name == "hardtanh" and bounds == (0, RELU6):
+        op = "relu"
     return recorder.node(call, op, sources, recorder.uses(call.operands, "weight"))
 
 

@@ -23,6 +23,8 @@ from torch_geninit.graph.rewrite import simplify
 from torch_geninit.graph.rules import RULES_OF_KIND
 from torch_geninit.graph.surroundings import Surroundings
 
+GUESSED = "inputs guessed: "
+"""Begins the note of a graph whose inputs nobody gave."""
 _PASS_INPUTS = "pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
 
 _LIBRARIES = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)))
@@ -99,7 +101,7 @@ def _record(model: nn.Module, names: dict[int, str], example_inputs: Any) -> tup
         else:
             if _unreached(trained, names) < missing:
                 inputs, drafts, missing = fitting, trained, _unreached(trained, names)
-    notes = [] if example_inputs is not None else [f"inputs guessed: {inputs.text}"]
+    notes = [] if example_inputs is not None else [f"{GUESSED}{inputs.text}"]
     if missing:
         notes.append("not reached by the forward pass: " + ", ".join(sorted(missing)))
     return drafts, notes
