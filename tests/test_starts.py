@@ -103,10 +103,22 @@ def test_an_interrupted_training_counts_no_epoch_twice(
     assert len(record["validation"]) == 4
 
 
-def test_nobody_is_waited_for_while_another_start_has_work(
-    enough: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rates", "order"),
+    [
+        # With one rate there is nothing to choose, so nothing to wait for.
+        ([0.1], [("xavier", 0), ("he", 1), ("xavier", 1), ("he", 0)]),
+        ([0.1, 0.2], [("he", 0), ("xavier", 0), ("xavier", 0), ("xavier", 1), ("he", 0), ("he", 1)]),
+    ],
+)
+def test_nobody_is_waited_for_while_there_is_other_work(
+    rates: list[float],
+    order: list[tuple[str, int]],
+    enough: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Another process has the first network; this one trains all of the next start before it waits."""
+    """Another process has the first network; this one trains all else that it can before it waits."""
     trained, other = [], FileLock(tmp_path / "he" / "lr0.1" / ".0.json.lock")
     (tmp_path / "he" / "lr0.1").mkdir(parents=True)
 
@@ -114,16 +126,16 @@ def test_nobody_is_waited_for_while_another_start_has_work(
         trained.append((start, seed))
         if (start, seed) == ("xavier", 1):
             other.release()
-        return {"start": start, "lr": lr, "seed": seed, "validation": [0.1, 0.2], "test": 0.2}
+        accuracy = 0.3 - lr
+        return {"start": start, "lr": lr, "seed": seed, "validation": [0.1, accuracy], "test": accuracy}
 
     monkeypatch.setattr(starts, "train_from", train)
     course = starts.Course(epochs=1)
     with other:
-        found = list(starts.compare(["he", "xavier"], [0.1], [0, 1], course, (enough,) * 3, tmp_path))
-    assert trained == [("xavier", 0), ("xavier", 1), ("he", 0), ("he", 1)]
-    assert [(record["start"], record["seed"]) for record in found] == [
-        ("he", 0), ("he", 1), ("xavier", 0), ("xavier", 1)
-    ]  # fmt: skip
+        found = list(starts.compare(["he", "xavier"], rates, [0, 1], course, (enough,) * 3, tmp_path))
+    assert trained == order
+    best = [(record["start"], record["seed"]) for record in found if record["lr"] == 0.1]
+    assert best == [("he", 0), ("he", 1), ("xavier", 0), ("xavier", 1)]
 
 
 def test_starts_are_told_apart(enough: Split, tmp_path: Path) -> None:

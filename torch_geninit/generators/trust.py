@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch_geninit.generators.base import Verdict
 from torch_geninit.generators.expectation import Expectation, MeasuredNetworks, describe
 from torch_geninit.graph.architecture import Architecture, Node, Shape
+from torch_geninit.graph.landmarks import NORMS
 
 if TYPE_CHECKING:
     from torch_geninit.entry import Entry
@@ -53,7 +54,7 @@ def profile(architecture: Architecture) -> Profile:
             weights[node.op] += [use.shape for use in node.parameters if use.role == "weight"]
     # Pooling to 1x1 and averaging the positions away are the same network, so one position is no resolution.
     extents = {math.prod(node.shape[2:]) for node in nodes if len(node.shape) > 2} - {1}
-    measures = {f"share of {op}": count / len(nodes) for op, count in Counter(names).items()}
+    measures = {f"share of {op}": count / len(nodes) for op, count in Counter(n.op for n in nodes).items()}
     widths = [shape[0] for shape in weights["conv"]]
     counts = (
         1 + len(weights["conv"]),
@@ -67,9 +68,23 @@ def profile(architecture: Architecture) -> Profile:
 
 
 def _name(node: Node) -> str:
-    """Name a primitive; kernels that reach farther than usual are of another kind."""
-    dilated = node.op == "conv" and any(step > 1 for step in node.attribute("dilation", ()))
-    return "dilated conv" if dilated else node.op
+    """Name a primitive as patterns do.
+
+    The same kernel means something else to a convolution that strides, reaches farther or sees some channels
+    only, and a norm without parameters leaves its inputs at other scales.
+    """
+    if node.op in NORMS and not node.parameters:
+        return f"bare {node.op}"
+    if node.op != "conv":
+        return node.op
+    stride, groups = max(node.attribute("stride", (1,))), node.attribute("groups", 1)
+    depthwise = any(use.role == "weight" and use.shape[1] == 1 for use in node.parameters)
+    qualities = (
+        ("dilated", max(node.attribute("dilation", (1,))) > 1),
+        (f"stride {stride}", stride > 1),
+        ("depthwise" if depthwise else "grouped", groups > 1),
+    )
+    return " ".join([*(name for name, has in qualities if has), "conv"])
 
 
 def summarise(profiles: Iterable[Profile]) -> dict[str, Any]:

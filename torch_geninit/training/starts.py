@@ -169,9 +169,13 @@ def compare(
     best, tasks, unrated = {}, {}, list(names)
     while unrated:
         # Another process is waited for only when no start has anything left to begin.
-        for name in [n for n in unrated if len(kept[n].of(first)) == len(first)] or unrated[:1]:
-            rated = kept[name].complete(first, trained_from(name))
-            best[name] = best_rate({record["lr"]: record["validation"][-1] for record in rated})
+        rated_now = [n for n in unrated if len(rates) == 1 or len(kept[n].of(first)) == len(first)]
+        for name in rated_now or unrated[:1]:
+            if len(rates) == 1:  # nothing to wait for
+                best[name] = rates[0]
+            else:
+                rated = kept[name].complete(first, trained_from(name))
+                best[name] = best_rate({record["lr"]: record["validation"][-1] for record in rated})
             tasks[name] = first | {f"lr{best[name]:g}/{seed}": (best[name], seed) for seed in seeds}
             kept[name].begin(tasks[name], trained_from(name))
             unrated.remove(name)
