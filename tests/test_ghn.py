@@ -263,16 +263,61 @@ def test_a_network_deeper_in_linear_layers_alone_is_farther() -> None:
     assert away >= math.log2(38) - math.log2(10) - 1e-3 and "linear layers" in reason
 
 
-def test_dilated_kernels_are_of_another_kind() -> None:
-    def network(dilation: int) -> nn.Module:
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"dilation": 2, "padding": 2}, "dilated conv"),
+        ({"groups": 2}, "grouped conv"),
+        ({"groups": 8}, "depthwise conv"),
+    ],
+)
+def test_convolutions_are_told_apart_by_what_they_see(change: dict[str, int], pattern: str) -> None:
+    def network(**options: int) -> nn.Module:
         model = ResNet((1, 1), (8, 16))
-        model.layer1[0].conv1 = nn.Conv2d(8, 8, 3, padding=dilation, dilation=dilation, bias=False)
+        model.layer1[0].conv1 = nn.Conv2d(8, 8, 3, bias=False, **{"padding": 1, **options})
         return model
 
     image = torch.zeros(1, 3, 32, 32)
-    trained = summarise([profile(trace(network(1), image))])
-    away, reason = distance(profile(trace(network(2), image)), trained)
-    assert away > 0.1 and "dilated conv" in reason
+    trained = summarise([profile(trace(network(), image))])
+    away, reason = distance(profile(trace(network(**change), image)), trained)
+    assert away > 0.1 and pattern in reason
+
+
+def test_where_a_block_strides_tells_it_apart() -> None:
+    def network(*strides: int) -> nn.Module:
+        model = ResNet((1, 1), (8, 16))
+        model.layer2[0].conv1.stride, model.layer2[0].conv2.stride = ((s, s) for s in strides)
+        return model
+
+    image = torch.zeros(1, 3, 32, 32)
+    trained = summarise([profile(trace(network(2, 1), image))])
+    assert distance(profile(trace(network(1, 2), image)), trained)[0] > 0.1
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_how_far_a_stem_strides_does_not(size: int) -> None:
+    def network(patch: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, patch, patch), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+
+    profiles = []
+    for patch in (2, size):
+        model, image = network(patch), torch.zeros(1, 3, 16 * patch, 16 * patch)
+        model(image)
+        profiles.append(profile(trace(model, image)))
+    assert profiles[0].patterns == profiles[1].patterns
+
+
+def test_norms_without_parameters_are_of_another_kind() -> None:
+    image = torch.zeros(1, 3, 32, 32)
+
+    def network(affine: bool) -> nn.Module:
+        model = ResNet((1, 1), (8, 16))
+        model.bn1 = nn.BatchNorm2d(8, affine=affine)
+        return model
+
+    trained = summarise([profile(trace(network(True), image))])
+    away, reason = distance(profile(trace(network(False), image)), trained)
+    assert away > 0.1 and "bare batch_norm" in reason
 
 
 def test_reasons_are_told_in_numbers_of_layers_and_channels() -> None:

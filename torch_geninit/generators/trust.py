@@ -39,7 +39,8 @@ class Profile:
 def profile(architecture: Architecture) -> Profile:
     """Describe an architecture by its local patterns and global measures, in linear time."""
     nodes = architecture.nodes
-    names = [_name(node) for node in nodes]
+    stems = {target for source, target in architecture.edges if nodes[source].op == "input"}
+    names = [_name(node, stem=index in stems) for index, node in enumerate(nodes)]
     before: list[set[str]] = [set() for _ in nodes]
     after: list[set[str]] = [set() for _ in nodes]
     for source, target in architecture.edges:
@@ -67,11 +68,12 @@ def profile(architecture: Architecture) -> Profile:
     return Profile(patterns, measures)
 
 
-def _name(node: Node) -> str:
+def _name(node: Node, stem: bool) -> str:
     """Name a primitive as patterns do.
 
     The same kernel means something else to a convolution that strides, reaches farther or sees some channels
-    only, and a norm without parameters leaves its inputs at other scales.
+    only, and a norm without parameters leaves its inputs at other scales. How far a stem strides is a matter
+    of the images' size.
     """
     if node.op in NORMS and not node.parameters:
         return f"bare {node.op}"
@@ -81,7 +83,7 @@ def _name(node: Node) -> str:
     depthwise = any(use.role == "weight" and use.shape[1] == 1 for use in node.parameters)
     qualities = (
         ("dilated", max(node.attribute("dilation", (1,))) > 1),
-        (f"stride {stride}", stride > 1),
+        ("strided" if stem else f"stride {stride}", stride > 1),
         ("depthwise" if depthwise else "grouped", groups > 1),
     )
     return " ".join([*(name for name, has in qualities if has), "conv"])
