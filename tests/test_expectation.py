@@ -295,6 +295,7 @@ def test_the_generator_that_was_asked_is_named() -> None:
     told = geninit.expect(resnet20(), pretrained="auto")
     assert told.source == geninit.plan(resnet20(), pretrained="auto").source
     assert f"before training by {told.source}" in str(told)
+    assert geninit.expect(resnet20(), pretrained=geninit.load("ghn-cifar10")).source == "ghn-cifar10"
 
 
 def test_a_large_distance_is_only_large(record: dict[str, Any]) -> None:

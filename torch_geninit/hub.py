@@ -167,7 +167,9 @@ def load(
     else:
         _refuse_revision(revision, "a name of the manifest")
         path = locate(text, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
-    return file.read(path)
+    weights = file.read(path)
+    weights.source = text
+    return weights
 
 
 def locate(

@@ -341,7 +341,7 @@ def plan(
             head=head,
         )
     if isinstance(chosen, WeightGenerator):
-        weights, source = chosen, str(chosen.card["kind"])
+        weights, source = chosen, chosen.source or str(chosen.card["kind"])
     else:
         weights, source = (
             hub.load(

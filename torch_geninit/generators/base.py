@@ -40,6 +40,8 @@ class WeightGenerator(nn.Module):
     kind: ClassVar[str]
     unread: ClassVar[str] = "the forward pass doesn't reach it"
     """Why a parameter may be missing from the graph that :meth:`trace` returns."""
+    source: str = ""
+    """What it was loaded by: a name, a path; empty for one that was built."""
 
     def __init__(self, card: Mapping[str, Any]) -> None:
         super().__init__()
