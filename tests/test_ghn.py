@@ -15,7 +15,7 @@ from torch import nn
 import torch_geninit as geninit
 from torch_geninit.generators.features import node_depths
 from torch_geninit.generators.ghn import GraphHyperNetwork, is_kernel
-from torch_geninit.generators.trust import distance, profile, summarise
+from torch_geninit.generators.trust import Profile, distance, profile, summarise
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse
 from torch_geninit.graph.trace import trace
 from torch_geninit.graph.vocabulary import PRIMITIVES
@@ -305,6 +305,21 @@ def test_how_far_a_stem_strides_does_not(size: int) -> None:
         model(image)
         profiles.append(profile(trace(model, image)))
     assert profiles[0].patterns == profiles[1].patterns
+
+
+def test_attention_without_positions_is_of_another_kind() -> None:
+    def transformer(positions: str) -> Profile:
+        style = Style(norm="layer")
+        spec = Spec("transformer", (2,), (32,), style, 8, heads=2, positions=positions)  # type: ignore[arg-type]
+        return profile(trace(spec.build(10), torch.zeros(1, 3, 32, 32)))
+
+    # A mixer has no positions either, so the pattern around its first block does not tell.
+    mixer = profile(
+        trace(Spec("mixer", (2,), (32,), Style(norm="layer"), 8).build(10), torch.zeros(1, 3, 32, 32))
+    )
+    trained = summarise([transformer("table"), transformer("relative"), mixer])
+    away, reason = distance(transformer("none"), trained)
+    assert away > 0.1 and "placeless attention" in reason
 
 
 def test_norms_without_parameters_are_of_another_kind() -> None:

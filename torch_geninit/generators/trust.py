@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WIDTHS = ("widest convolution (log2)", "narrowest convolution (log2)")
 MEASURES = ("convolutions (log2)", "linear layers (log2)", *WIDTHS, "resolutions")
 """What every network is measured by, besides its shares of primitives."""
+PLACES = ("bias", "token", "embedding", "attention")
+"""Primitives that read a table of positions."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ def profile(architecture: Architecture) -> Profile:
     """Describe an architecture by its local patterns and global measures, in linear time."""
     nodes = architecture.nodes
     stems = {target for source, target in architecture.edges if nodes[source].op == "input"}
-    names = [_name(node, stem=index in stems) for index, node in enumerate(nodes)]
+    placed = any(_is_table(use.shape) for node in nodes if node.op in PLACES for use in node.parameters)
+    names = [_name(node, index in stems, placed) for index, node in enumerate(nodes)]
     before: list[set[str]] = [set() for _ in nodes]
     after: list[set[str]] = [set() for _ in nodes]
     for source, target in architecture.edges:
@@ -68,13 +71,19 @@ def profile(architecture: Architecture) -> Profile:
     return Profile(patterns, measures)
 
 
-def _name(node: Node, stem: bool) -> str:
+def _is_table(shape: Shape) -> bool:
+    return sum(extent > 1 for extent in shape) > 1
+
+
+def _name(node: Node, stem: bool, placed: bool) -> str:
     """Name a primitive as patterns do.
 
     The same kernel means something else to a convolution that strides, reaches farther or sees some channels
     only, and a norm without parameters leaves its inputs at other scales. How far a stem strides is a matter
-    of the images' size.
+    of the images' size. Attention in a network that is not ``placed`` doesn't know where its tokens are.
     """
+    if node.op == "attention" and not placed:
+        return "placeless attention"
     if node.op in NORMS and not node.parameters:
         return f"bare {node.op}"
     if node.op != "conv":
