@@ -26,7 +26,7 @@ Head = Literal["auto", "keep", "generate"]
 Untrusted = Literal["keep", "generate"]
 
 OTHER_HEAD = "head of other size"
-OTHER_GRAPH = "the graph that was passed doesn't have it, trace this model"
+OTHER_GRAPH = "the graph that was passed doesn't have it: not reached, or of another model"
 
 CONVOLUTIONS = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
