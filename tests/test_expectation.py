@@ -261,7 +261,9 @@ def test_outside_of_the_training_networks_chance_is_expected(knowing: WeightGene
     measured = MeasuredNetworks(knowing.card["measured"])(point)
     assert told.accuracy == 0.1 < measured.accuracy
     assert (told.low, told.high) == (min(measured.low, 0.1 - LEAST_HALF), measured.high)
-    assert str(told).startswith("not trusted, ghn_ leaves the model as it is (distance ")
+    assert str(told).startswith(
+        'not trusted, ghn_ leaves the model as it is unless untrusted="generate" (distance '
+    )
 
 
 def test_what_can_not_all_be_generated_is_outside_too(knowing: WeightGenerator) -> None:
@@ -275,12 +277,12 @@ def test_images_with_other_channels_are_named(knowing: WeightGenerator) -> None:
     model = resnet20()
     model.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
     told = geninit.expect(model, pretrained=knowing)
-    assert "the model reads images of 1 channel; the rest is of 3 channels" in told.caveat
+    assert "the model reads images of 1 channel, not 3 channels" in told.caveat
 
 
 def test_images_of_other_size_are_named_if_they_were_given(knowing: WeightGenerator) -> None:
     told = geninit.expect(resnet20(), pretrained=knowing, example_inputs=torch.zeros(1, 3, 64, 48))
-    assert told.caveat == "the model reads images of 3 x 64 x 48; the rest is of 3 x 32 x 32"
+    assert told.caveat == "the model reads images of 3 x 64 x 48, not 3 x 32 x 32"
     assert geninit.expect(resnet20(), pretrained=knowing, example_inputs=EXAMPLE).caveat == ""
 
 

@@ -82,28 +82,21 @@ def expect(
             f"{made.source} can't tell what to expect: its file has no measured networks. "
             "Use a generator that has, or measure them with `python -m torch_geninit.training expectation`"
         )
-    return told._replace(caveat=". ".join(_caveats(made)), source=made.source)
+    return told._replace(caveat="; ".join(_caveats(made)), source=made.source)
 
 
 def _caveats(made: Plan) -> Iterator[str]:
-    """Say why the model will not start like that, and of what the accuracy is then."""
+    """Say why the model will not start like that."""
     if made.verdict is not None and not made.verdict.trusted:
         yield (
-            f"not trusted, ghn_ leaves the model as it is ({made.verdict.reason}); "
-            'the rest is of untrusted="generate"'
+            f'not trusted, ghn_ leaves the model as it is unless untrusted="generate" ({made.verdict.reason})'
         )
     heads = [entry for entry in made.kept if entry.reason.startswith(OTHER_HEAD)]
     if heads:
-        yield (
-            f"the classifier {heads[0].name!r} keeps its values ({heads[0].reason}); "
-            f"the rest is of the body with one of {len(made.pretrained.card['classes'])} classes"
-        )
+        yield f"the classifier {heads[0].name!r} keeps its values ({heads[0].reason})"
     frozen = [entry for entry in made.kept if entry.reason.startswith(FROZEN)]
     if frozen:
-        yield (
-            f"{len(frozen)} parameters keep their values, the first is {frozen[0].name!r} ({FROZEN}); "
-            "the rest is of all generated"
-        )
+        yield f"{len(frozen)} parameters keep their values, the first is {frozen[0].name!r} ({FROZEN})"
     graph = made.architecture
     if graph is None:
         return
@@ -112,7 +105,7 @@ def _caveats(made: Plan) -> Iterator[str]:
     told = 1 if any(note.startswith(GUESSED) for note in graph.notes) else len(own)
     for size in sorted({node.shape[1:] for node in graph.nodes if node.op == "input"}):
         if len(size) == len(own) and size[:told] != own[:told]:
-            yield f"the model reads images of {_times(size[:told])}; the rest is of {_times(own[:told])}"
+            yield f"the model reads images of {_times(size[:told])}, not {_times(own[:told])}"
 
 
 def _times(size: tuple[int, ...]) -> str:

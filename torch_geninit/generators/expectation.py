@@ -57,7 +57,7 @@ class Expectation(NamedTuple):
 
     def __str__(self) -> str:
         away = f"{self.distance:.2f} standard deviations" if self.distance < FAR else "far"
-        caveat = f"{self.caveat}. " if self.caveat else ""
+        caveat = f"{self.caveat}. If it were otherwise: " if self.caveat else ""
         by = f" by {self.source}" if self.source else ""
         interval = f"{100 * self.low:.0f} to {100 * self.high:.0f} %"
         return (
