@@ -168,9 +168,8 @@ def calibration(
         "mean_error": sum(errors) / len(errors),
         "mean_absolute_error": sum(map(abs, errors)) / len(errors),
         "standard_deviation_of_accuracy": float(both[1].std()),
-        "correlation": None
-        if math.isnan(correlation)
-        else correlation,  # all expected, or all measured, equal
+        # None where all that was expected, or measured, is equal.
+        "correlation": None if math.isnan(correlation) else correlation,
         "inside_interval": sum(inside) / len(inside),
         "mean_width": sum(one.high - one.low for one in told) / len(told),
     }
