@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
-from torch_geninit.training.classifier import logits_of
-from torch_geninit.training.data import Split, load, prepare
-from torch_geninit.training.networks import he_, xavier_
+from torch_geninit.training.data.images import Split, load, prepare
+from torch_geninit.training.loops.classifier import logits_of
+from torch_geninit.training.networks.resnet import he_, xavier_
 
 INITS = ("default", "he", "xavier", "vae", "ghn", "noise-ghn")
 

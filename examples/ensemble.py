@@ -11,10 +11,10 @@ from common import INITS, initialise, mean_and_spread, open_data
 from torch import Tensor
 
 import torch_geninit as geninit
-from torch_geninit.training.classifier import Phase, Recipe, logits_of, train_classifier
-from torch_geninit.training.data import Split
-from torch_geninit.training.ensembles import diversity, measures, probabilities_of
-from torch_geninit.training.networks import resnet20
+from torch_geninit.training.data.images import Split
+from torch_geninit.training.evaluate.ensembles import diversity, measures, probabilities_of
+from torch_geninit.training.loops.classifier import Phase, Recipe, logits_of, train_classifier
+from torch_geninit.training.networks.resnet import resnet20
 
 
 def member(init: str, seed: int, epochs: int, lr: float, train: Split, test: Split) -> Tensor:

@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 import torch_geninit as geninit
-from torch_geninit.training.data import Split
-from torch_geninit.training.networks import resnet20
+from torch_geninit.training.data.images import Split
+from torch_geninit.training.networks.resnet import resnet20
 
 
 def start() -> torch.device:

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import torch_geninit as geninit
-from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
-from torch_geninit.training.data import Split
-from torch_geninit.training.networks import resnet20
+from torch_geninit.training.data.images import Split
+from torch_geninit.training.loops.classifier import Phase, Recipe, score, train_classifier
+from torch_geninit.training.networks.resnet import resnet20
 
 
 def digits(per_class: int, seed: int) -> tuple[Split, Split]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common import INITS, accuracy_before_training, draw_curves, initialise, open_data
 
-from torch_geninit.training.classifier import Phase, Recipe, score, train_classifier
-from torch_geninit.training.networks import resnet20
+from torch_geninit.training.loops.classifier import Phase, Recipe, score, train_classifier
+from torch_geninit.training.networks.resnet import resnet20
 
 
 def main() -> None:

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from contract import Verb
 
+from tests.support.contract import Verb
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.generators.file import read, write
-from torch_geninit.generators.ghn import GraphHyperNetwork
-from torch_geninit.generators.trust import MEASURES
-from torch_geninit.generators.vae import SliceVAEs
+from torch_geninit.generators.ghn.model import GraphHyperNetwork
+from torch_geninit.generators.trust.domain import MEASURES
+from torch_geninit.generators.vae.model import SliceVAEs
 from torch_geninit.graph import vocabulary
-from torch_geninit.training.data import Split
+from torch_geninit.hub.file import read, write
+from torch_geninit.training.data.images import Split
 
 torch.set_num_threads(1)
 

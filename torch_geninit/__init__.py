@@ -1,16 +1,16 @@
 """Initialise PyTorch networks with learned weight generators: slice VAEs and graph hypernetworks."""
 
 from torch_geninit._version import __version__
-from torch_geninit.calibrate import recalibrate_bn_
+from torch_geninit.accuracy import expect
+from torch_geninit.batchnorm import recalibrate_bn_
 from torch_geninit.errors import GenInitWarning, StrictError
-from torch_geninit.expectation import expect
-from torch_geninit.generators.expectation import Expectation
-from torch_geninit.generators.file import GeneratorFileError
+from torch_geninit.generators.trust.accuracy import Expectation
 from torch_geninit.graph.architecture import Architecture
-from torch_geninit.graph.trace import TraceError, trace
-from torch_geninit.hub import HubError, list_pretrained, load
+from torch_geninit.graph.tracer.trace import TraceError, trace
+from torch_geninit.hub.file import GeneratorFileError
+from torch_geninit.hub.registry import HubError, list_pretrained, load
 from torch_geninit.initializers import ghn_, noise_ghn_, plan, vae_
-from torch_geninit.plan import Plan
+from torch_geninit.planning.plan import Plan
 
 __all__ = [
     "Architecture",

@@ -10,15 +10,15 @@ from warnings import warn
 import torch
 from torch import nn
 
-from torch_geninit import hub
-from torch_geninit.coverage import Head, Untrusted, plan_graph, plan_layers
 from torch_geninit.errors import GenInitWarning, StrictError
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
-from torch_geninit.plan import Plan, Verb
-from torch_geninit.prediction import Kept, refuse_kept
-from torch_geninit.selection import select
-from torch_geninit.wishes import Patterns
+from torch_geninit.hub import registry
+from torch_geninit.planning.auto import select
+from torch_geninit.planning.build import Head, Untrusted, plan_graph, plan_layers
+from torch_geninit.planning.filters import Patterns
+from torch_geninit.planning.plan import Plan, Verb
+from torch_geninit.planning.prediction import Kept, refuse_kept
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Pretrained = str | os.PathLike[str] | WeightGenerator
@@ -323,19 +323,19 @@ def plan(
             raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
         graph.check()
     chosen = DEFAULTS[verb] if pretrained is None else pretrained
-    automatic = isinstance(chosen, str) and chosen == hub.AUTO
+    automatic = isinstance(chosen, str) and chosen == registry.AUTO
     if automatic:
         if verb == "vae":
             raise ValueError(
-                f"pretrained={hub.AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer among the "
-                f"VAEs of one file, by default {DEFAULTS['vae']!r}"
+                f"pretrained={registry.AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer "
+                f"among the VAEs of one file, by default {DEFAULTS['vae']!r}"
             )
         if revision is not None:
-            raise ValueError(f"revision={revision!r} can't be combined with pretrained={hub.AUTO!r}")
+            raise ValueError(f"revision={revision!r} can't be combined with pretrained={registry.AUTO!r}")
         chosen, graph = select(
             model,
             verb,
-            hub.outlines(KINDS[verb][0], cache_dir=cache_dir),
+            registry.outlines(KINDS[verb][0], cache_dir=cache_dir),
             example_inputs=example_inputs,
             graph=graph,
             head=head,
@@ -344,7 +344,7 @@ def plan(
         weights, source = chosen, chosen.source or str(chosen.card["kind"])
     else:
         weights, source = (
-            hub.load(
+            registry.load(
                 chosen,
                 revision=revision,
                 cache_dir=cache_dir,

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from torch_geninit.entry import Entry
     from torch_geninit.generators.compact import Compact
-    from torch_geninit.generators.expectation import Expectation
+    from torch_geninit.generators.entry import Entry
+    from torch_geninit.generators.trust.accuracy import Expectation
     from torch_geninit.graph.architecture import Architecture
-    from torch_geninit.plan import Plan
+    from torch_geninit.planning.plan import Plan
 
 
 class Verdict(NamedTuple):
@@ -49,7 +49,7 @@ class WeightGenerator(nn.Module):
 
     def trace(self, model: nn.Module, example_inputs: Any = None) -> Architecture:
         """Read ``model`` as this generator was trained to see networks; the model itself is never called."""
-        from torch_geninit.graph.trace import trace
+        from torch_geninit.graph.tracer.trace import trace
 
         return trace(model, example_inputs)
 

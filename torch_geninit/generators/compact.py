@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torch_geninit.generators.noise import noise_stream
+from torch_geninit.generators.rng import noise_stream
 
 if TYPE_CHECKING:
     from torch_geninit.graph.architecture import Shape

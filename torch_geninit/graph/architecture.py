@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from torch_geninit import strict_json
+from torch_geninit._utils import strict_json
 from torch_geninit.graph.vocabulary import PRIMITIVES, VERSION
 
 Shape = tuple[int, ...]

@@ -51,8 +51,8 @@ def _table(**rows: str) -> dict[str, str]:
     return {name: row for row, names in rows.items() for name in names.split()}
 
 
-# Rows are rules of rules.py; most are primitives of the same name. Names are ATen's, without the underscore
-# of the in-place form.
+# Rows are rules of tracer/rules.py; most are primitives of the same name. Names are ATen's, without the
+# underscore of the in-place form.
 RULES: Final[dict[str, str]] = _table(
     view="""alias as_strided chunk detach diagonal expand expand_as lift_fresh movedim narrow
         permute pin_memory reshape select slice split split_with_sizes squeeze t transpose unbind unfold

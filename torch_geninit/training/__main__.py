@@ -7,25 +7,43 @@ import importlib
 
 import torch
 
-from torch_geninit.graph.trace import TraceError
+from torch_geninit.graph.tracer.trace import TraceError
 from torch_geninit.training.arguments import at_least
 
 COMMANDS = {
-    "prepare": ("prepare", "turn an image folder or a torchvision data set into one tensor file"),
-    "zoo": ("zoo", "train many networks of one architecture"),
-    "vae": ("vae", "train slice VAEs on a zoo"),
-    "ghn": ("ghn", "train a graph hypernetwork; with --noise and --start, a noise GHN from it"),
-    "evaluate": ("evaluate", "measure a generator by the protocol"),
-    "expectation": ("expectation", "measure networks, fit what tells others' accuracy from their graphs"),
-    "space": ("space", "measure a generator over unseen networks, and what it expected of them"),
-    "starts": ("starts", "train ResNet-20 from several starts with several seeds, generated or not"),
-    "ensembles": ("ensembles", "measure ensembles of stored networks, on corrupted images too"),
-    "frontier": ("frontier", "measure how noise GHNs trade accuracy for differences, over noise scales"),
-    "first-epoch": ("first_epoch", "train unseen networks for an epoch, generated and from He's law"),
-    "coverage": ("coverage", "try a generator on the models of torchvision, timm or transformers"),
-    "benchmark": ("benchmark", "time the verbs beside torch's own initialisation"),
-    "export": ("export", "write a trained generator as a safetensors file with manifest record and card"),
-    "publish": ("publish", "upload an export to the Hugging Face Hub and pin it in the manifest"),
+    "prepare": ("data.prepare", "turn an image folder or a torchvision data set into one tensor file"),
+    "zoo": ("loops.zoo", "train many networks of one architecture"),
+    "vae": ("loops.vae", "train slice VAEs on a zoo"),
+    "ghn": ("loops.ghn", "train a graph hypernetwork; with --noise and --start, a noise GHN from it"),
+    "evaluate": ("evaluate.protocol", "measure a generator by the protocol"),
+    "expectation": (
+        "evaluate.accuracy_model",
+        "measure networks, fit what tells others' accuracy from their graphs",
+    ),
+    "space": (
+        "evaluate.search_space",
+        "measure a generator over unseen networks, and what it expected of them",
+    ),
+    "starts": (
+        "evaluate.initialisations",
+        "train ResNet-20 from several starts with several seeds, generated or not",
+    ),
+    "ensembles": ("evaluate.ensembles", "measure ensembles of stored networks, on corrupted images too"),
+    "frontier": (
+        "evaluate.diversity_tradeoff",
+        "measure how noise GHNs trade accuracy for differences, over noise scales",
+    ),
+    "first-epoch": (
+        "evaluate.first_epoch",
+        "train unseen networks for an epoch, generated and from He's law",
+    ),
+    "coverage": ("report.coverage", "try a generator on the models of torchvision, timm or transformers"),
+    "benchmark": ("report.benchmark", "time the verbs beside torch's own initialisation"),
+    "export": (
+        "release.export",
+        "write a trained generator as a safetensors file with manifest record and card",
+    ),
+    "publish": ("release.publish", "upload an export to the Hugging Face Hub and pin it in the manifest"),
 }
 
 

@@ -1,0 +1,1 @@
+"""What every verb promises, whatever the model and the generator."""

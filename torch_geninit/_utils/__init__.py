@@ -1,0 +1,1 @@
+"""What every floor may use: settings of torch, Ctrl-C, strict JSON."""

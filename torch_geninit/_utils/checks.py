@@ -1,0 +1,16 @@
+"""Checks of what a file or a person wrote: the message says what was expected and what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def expect(condition: bool, what: str, expected: str, value: Any) -> None:
+    """Raise a ValueError that says what was expected and what was found, unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{what}: expected {expected}, got {str(value)[:100]!r}")
+
+
+def check_text(what: str, value: Any) -> None:
+    """Check a field that is prose."""
+    expect(isinstance(value, str) and 0 < len(value.strip()) <= 10_000, what, "a text", value)

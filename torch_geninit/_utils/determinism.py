@@ -1,0 +1,102 @@
+"""Ambient state of torch that would change computed values, fixed inside a block and put back afterwards."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from torch_geninit._utils.interrupts import never_while_switching
+
+# Default dtype and matmul precision belong to the process: two threads that save and restore them at once
+# would leave one thread's setting behind.
+_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextmanager
+def fixed() -> Iterator[None]:
+    """Compute in float32 on one CPU thread, without autograd, inference mode, autocast or reduced precision.
+
+    The thread count matters: matrix products and reductions of the same numbers by one and by two threads
+        differ in
+    their last bits. Everything is as before when the block is left.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(never_while_switching())
+        stack.enter_context(_lock)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_default_dtype())
+        mkldnn: Any = torch.backends.mkldnn
+        for operation in (mkldnn.matmul, mkldnn.conv):
+            stack.enter_context(_full_precision(operation))
+        stack.enter_context(_one_thread())
+        yield
+
+
+@contextmanager
+def _default_dtype() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _full_precision(operation: Any) -> Iterator[None]:
+    before = operation.fp32_precision
+    if before in ("none", "ieee"):
+        yield
+        return
+    inherited = getattr(torch.backends.mkldnn, "fp32_precision", None) == before
+    operation.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        operation.fp32_precision = "none" if inherited else before
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread; ``torch.set_num_threads`` also sets the default of threads yet to start."""
+    here = torch.get_num_threads()
+    if here == 1:
+        yield
+        return
+    default: list[int] = []
+    _in_new_thread(lambda: default.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(1)
+        _in_new_thread(lambda: torch.set_num_threads(default[0]))
+        yield
+    finally:
+        torch.set_num_threads(here)
+        if default[0] != here:
+            _in_new_thread(lambda: torch.set_num_threads(default[0]))
+
+
+def _in_new_thread(call: Callable[[], None]) -> None:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()

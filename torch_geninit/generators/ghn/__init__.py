@@ -1,0 +1,1 @@
+"""The graph hypernetwork: features of a graph, encoder, decoder."""

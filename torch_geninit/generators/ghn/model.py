@@ -1,0 +1,283 @@
+"""The graph hypernetwork: reads an architecture, predicts every parameter, with or without noise."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from math import isfinite, prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torch_geninit._utils.checks import expect
+from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.compact import Tile
+from torch_geninit.generators.ghn.decoder import Decoder, Piece
+from torch_geninit.generators.ghn.encoder import Encoder
+from torch_geninit.generators.ghn.features import NodeFeatures, node_features
+from torch_geninit.generators.rng import noise_stream
+from torch_geninit.generators.trust.accuracy import Expectation, MeasuredNetworks
+from torch_geninit.generators.trust.domain import MEASURES, expectation, judge
+from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
+from torch_geninit.graph.queries import head_nodes, normalised_kernels, packed_sections
+
+if TYPE_CHECKING:
+    from torch_geninit.generators.entry import Entry
+    from torch_geninit.planning.plan import Plan
+
+SIZES = (
+    "primitives",
+    "width",
+    "rounds",
+    "noise",
+    "hidden",
+    "mix",
+    "rank",
+    "head_rank",
+    "linear_rank",
+    "depthwise_rank",
+    "basis",
+    "channels",
+    "kernel",
+)
+OPTIONAL = ("rounds", "noise", "linear_rank", "depthwise_rank", "basis")
+"""Sizes that may be 0: the generator does without that part."""
+
+AMPLITUDE = 0.1
+"""Of the modulation that tells repeated blocks apart, where a layer is wider than the decoder."""
+
+
+DECODED = 1 << 18
+"""Numbers decoded at once: a decoder's intermediate values take several times the memory of its results."""
+
+
+class GraphHyperNetwork(WeightGenerator):
+    """Predict the parameters of a network from its graph.
+
+    Card entries read here: ``sizes`` (primitives, width, rounds and those of the decoder), ``classes``,
+    ``trained`` (kinds of parameters, local patterns and ranges seen in training), ``kernel_scale``: factor on
+    convolutions that only norms read. It leaves the function as it is and divides their effective
+    learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction. Optional:
+    ``shared_noise``, all nodes of a network see the same noise instead of each its own; ``mirror``, members
+    of odd seeds have mirrored kernels; ``measured``, networks whose accuracy is known
+    (:class:`MeasuredNetworks`).
+    """
+
+    kind = "ghn"
+
+    def __init__(self, card: Mapping[str, Any]) -> None:
+        super().__init__(card)
+        sizes = card["sizes"]
+        self.noise_width = int(sizes["noise"])
+        self.shared_noise = bool(card.get("shared_noise", False))
+        self.mirror = bool(card.get("mirror", False))
+        self.kernel_scale = float(card.get("kernel_scale", 1.0))
+        self.encoder = Encoder(sizes["primitives"], sizes["width"], sizes["rounds"])
+        self.decoder = Decoder(sizes, len(card["classes"]))
+
+    @staticmethod
+    def check_card(card: Mapping[str, Any]) -> None:
+        """Raise a ValueError naming the entry that is not valid."""
+        for name in SIZES:
+            value = card["sizes"].get(name)
+            lowest = 0 if name in OPTIONAL else 1
+            valid = type(value) is int and value >= lowest
+            expect(valid, f"sizes.{name}", f"an integer of at least {lowest}", value)
+        narrow = card["sizes"].get("narrow", 0)  # only exports have it
+        expect(type(narrow) is int and narrow >= 0, "sizes.narrow", "an integer from 0 up", narrow)
+        trained = card["trained"]
+        for name in ("kinds", "patterns"):
+            value = trained.get(name)
+            valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            expect(valid, f"trained.{name}", "a list of names", value)
+        ranges = trained.get("ranges")
+        expect(
+            isinstance(ranges, dict) and all(_is_range(item) for item in ranges.values()),
+            "trained.ranges",
+            "an object of [lowest, highest] pairs",
+            ranges,
+        )
+        lacking = [name for name in MEASURES if name not in ranges]
+        expect(not lacking, "trained.ranges", f"all of {', '.join(MEASURES)}", f"none for {lacking}")
+        threshold = trained.get("threshold")
+        expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
+        scale = card.get("kernel_scale", 1.0)
+        expect(_is_number(scale) and scale > 0, "kernel_scale", "a positive number", scale)
+        shared, mirror = card.get("shared_noise", False), card.get("mirror", False)
+        expect(isinstance(shared, bool), "shared_noise", "true or false", shared)
+        possible = mirror is False or (mirror is True and card["sizes"]["noise"] > 0)
+        expect(possible, "mirror", "false, or true for a generator with noise", mirror)
+        if "measured" in card:
+            MeasuredNetworks.check(card["measured"])
+
+    @property
+    def classes(self) -> int:
+        return self.decoder.classes
+
+    def forward(
+        self,
+        architecture: Architecture,
+        names: Iterable[str],
+        *,
+        features: NodeFeatures | None = None,
+        noise: Callable[[int], Tensor] | None = None,
+    ) -> dict[str, Tile]:
+        """Predict tiles for the parameters ``names``; differentiable.
+
+        ``noise(index)`` returns the (noise_width,) noise of the node at ``index``; without it noise is zero.
+        """
+        features = features or node_features(architecture)
+        uses = {name: architecture.uses[name] for name in names}
+        order = sorted({index for index, _ in uses.values()})
+        x = self.encoder(features)[order]
+        if self.noise_width:
+            if noise is None:
+                values = x.new_zeros(len(order), self.noise_width)
+            else:
+                values = torch.stack([noise(index) for index in order]).to(x)
+            x = torch.cat([x, values], 1)
+        hidden = self.decoder.trunk(x)
+        row = {index: position for position, index in enumerate(order)}
+        groups: dict[Piece, list[str]] = defaultdict(list)
+        for name, piece in self._pieces(architecture, uses).items():
+            groups[piece].append(name)
+        normalised = normalised_kernels(architecture)
+        tiles: dict[str, Tile] = {}
+        for piece, members in _batches(groups):
+            u = hidden[[row[uses[name][0]] for name in members]]
+            decoded = self.decoder(piece, u)
+            shapes = [uses[name][1].shape for name in members]
+            broadcast = (-1, *[1] * (decoded.ndim - 1))
+            if piece.part in self.decoder.banks or piece.part == "head":
+                he = decoded.new_tensor([(2 / prod(shape[1:])) ** 0.5 for shape in shapes])
+                decoded = decoded * he.view(broadcast)
+            if piece.part in self.decoder.banks and not normalised.issuperset(members):
+                immaterial = torch.tensor([name in normalised for name in members], device=u.device)
+                gains = torch.where(immaterial, 1.0, self.decoder.gain(u).exp()[:, 0])
+                decoded = decoded * gains.view(broadcast)
+            for name, shape, values in zip(members, shapes, decoded.contiguous().unbind(), strict=True):
+                tiles[name] = Tile(_fit(values, shape), shape, sections=piece.sections)
+        return tiles
+
+    def _pieces(
+        self, architecture: Architecture, uses: Mapping[str, tuple[int, ParameterUse]]
+    ) -> dict[str, Piece]:
+        heads = head_nodes(architecture)
+        sections = packed_sections(architecture)
+        pieces = {}
+        for name, (index, use) in uses.items():
+            node = architecture.nodes[index]
+            piece = self.decoder.piece(node, use, head=index in heads, sections=sections.get(index, 1))
+            if piece is None:
+                raise ValueError(f"{name!r}: this generator has no decoder for a {kind(node, use)}")
+            pieces[name] = piece
+        return pieces
+
+    def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
+        if architecture is None or entry.node is None:
+            return "not reached by any operation of the graph"
+        node = architecture.nodes[entry.node]
+        use = architecture.uses[entry.name][1]
+        what = kind(node, use)
+        if what in self.card["trained"]["kinds"] and self.decoder.piece(node, use, head=False):
+            return None
+        named = "bias of its own" if what == "bias bias" else what
+        return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {named}"
+
+    def verdict(self, plan: Plan) -> Verdict:
+        return judge(plan, self.card["trained"], self.classes, self._measured)
+
+    @cached_property
+    def _measured(self) -> MeasuredNetworks | None:
+        return MeasuredNetworks(self.card["measured"]) if "measured" in self.card else None
+
+    def expectation(self, plan: Plan) -> Expectation | None:
+        if self._measured is None or plan.verdict is None:
+            return None
+        distance = plan.verdict.distance
+        return expectation(plan, distance, self.card["trained"], self.classes, self._measured)
+
+    @torch.no_grad()
+    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
+        architecture = plan.architecture
+        if architecture is None:
+            raise ValueError("a graph hypernetwork needs the graph of the network; the plan has none")
+        expect(
+            _is_number(self.kernel_scale) and self.kernel_scale > 0,
+            "kernel_scale",
+            "a positive number",
+            self.kernel_scale,
+        )
+        canonical = {entry.name: entry.canonical for entry in plan.entries}
+
+        def draw(index: int) -> Tensor:
+            # A node's noise goes by its first parameter, whether or not that one is generated itself.
+            first = architecture.nodes[index].parameters[0]
+            stream = noise_stream(seed or 0, "" if self.shared_noise else canonical[first.name])
+            return noise_scale * torch.randn(self.noise_width, generator=stream)
+
+        noisy = bool(self.noise_width) and seed is not None
+        mirrored = noisy and self.mirror and noise_scale != 0 and (seed or 0) % 2 == 1
+        names = [entry.name for entry in plan.generated]
+        tiles = self(architecture, names, noise=draw if noisy else None)
+        normalised = normalised_kernels(architecture)
+        predicted = {
+            name: Tile(
+                tile.values.contiguous(),
+                tile.shape,
+                self.kernel_scale if name in normalised else 1.0,
+                AMPLITUDE,
+                canonical[name],
+                tile.sections,
+            )
+            for name, tile in tiles.items()
+        }
+        if mirrored:
+            predicted |= {name: predicted[name].mirror() for name in names if is_kernel(architecture, name)}
+        return predicted
+
+
+def _batches(groups: Mapping[Piece, Sequence[str]]) -> Iterator[tuple[Piece, Sequence[str]]]:
+    """Cut the members of each piece into batches of about :data:`DECODED` numbers."""
+    for piece, members in groups.items():
+        count = max(1, DECODED // (piece.sections * prod(piece.shape)))
+        for start in range(0, len(members), count):
+            yield piece, members[start : start + count]
+
+
+def is_kernel(architecture: Architecture, name: str) -> bool:
+    """Tell whether a parameter is the kernel of a 2d convolution: no other kind has a left and a right."""
+    index, use = architecture.uses[name]
+    return architecture.nodes[index].op == "conv" and use.role == "weight" and len(use.shape) == 4
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_number(item) for item in value)
+
+
+def kind(node: Node, use: ParameterUse) -> str:
+    """Name what a generator is trained on or not: "3x3 convolution", "batch_norm bias", ..."""
+    if node.op not in ("conv", "conv_transpose") or use.role != "weight":
+        return f"{node.op} {use.role}"
+    groups = node.attribute("groups", 1)
+    sort = "" if groups == 1 else "depthwise " if use.shape[1] == 1 else "grouped "
+    transposed = "transposed " if node.op == "conv_transpose" else ""
+    return f"{'x'.join(map(str, use.shape[2:]))} {sort}{transposed}convolution"
+
+
+def _fit(values: Tensor, full: Shape) -> Tensor:
+    """Give a decoded tile as many dimensions as the parameter; only the first two may be repeated later."""
+    if values.numel() == prod(full):
+        return values.view(full)
+    if len(full) < 2 or values.ndim > 1:
+        return values.view(*values.shape[:2], *full[2:])
+    axis = full.index(max(full))  # factors or terms of one axis, as (C, 1, 1)
+    if axis > 1:
+        values = values.repeat(-(-full[axis] // len(values)))[: full[axis]]
+    return values.view([len(values) if index == axis else 1 for index in range(len(full))])

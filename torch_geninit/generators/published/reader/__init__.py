@@ -1,0 +1,1 @@
+"""The graph that the published hypernetworks read: a walk over autograd's."""

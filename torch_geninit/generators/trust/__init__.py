@@ -1,0 +1,1 @@
+"""Whom a generator knows, and which accuracy it expects of what it fills."""

@@ -1,0 +1,1 @@
+"""Slice VAEs: kernels drawn layer by layer."""

@@ -1,0 +1,63 @@
+"""Run foreign code so that nothing it depends on changes its graph, and nothing it does outlives it."""
+
+from __future__ import annotations
+
+import random  # noqa: TID251 - its state is saved, and put back
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from torch_geninit._utils import determinism
+from torch_geninit._utils.interrupts import never_while_switching
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Fix gradient mode, inference mode, autocast, default type and device, and every random state.
+
+    Code that draws random numbers to decide what to run decides the same each time; afterwards the states of
+    torch (CPU, and CUDA where it is in use), ``random`` and numpy are what they were. What is compiled runs
+    uncompiled.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(never_while_switching())
+        # Two threads that save and restore the state of the process at once would leave one's behind.
+        stack.enter_context(determinism._lock)
+        _keep_random_states(stack)
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        stack.callback(_set_threads, torch.get_num_threads())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        # Otherwise nothing is compiled, and importing the compiler takes a second.
+        if {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys():
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _set_threads(count: int) -> None:
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
+
+
+def _keep_random_states(stack: ExitStack) -> None:
+    generator = torch.default_generator
+    stack.callback(generator.set_state, generator.get_state())
+    generator.manual_seed(0)
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
+        stack.callback(cuda.set_rng_state_all, cuda.get_rng_state_all())
+    stack.callback(random.setstate, random.getstate())
+    random.seed(0)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        stack.callback(numpy.random.set_state, numpy.random.get_state())
+        numpy.random.seed(0)

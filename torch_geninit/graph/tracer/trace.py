@@ -1,0 +1,222 @@
+"""Read the architecture of a model by running a clone of it that has no data."""
+
+from __future__ import annotations
+
+import gc
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torch_geninit.graph.architecture import Architecture, Shape
+from torch_geninit.graph.tracer.clone import clone_structure, copy_values, set_training, tensors_in
+from torch_geninit.graph.tracer.draft import Draft, assemble
+from torch_geninit.graph.tracer.function_overrides import Surroundings
+from torch_geninit.graph.tracer.inputs import Inputs, given, guesses
+from torch_geninit.graph.tracer.isolation import isolated
+from torch_geninit.graph.tracer.recorder import NESTED, Recorder
+from torch_geninit.graph.tracer.rewrite import simplify
+from torch_geninit.graph.tracer.rules import RULES_OF_KIND
+
+GUESSED = "inputs guessed: "
+"""Begins the note of a graph whose inputs nobody gave."""
+_PASS_INPUTS = "pass example_inputs= (a tensor, a tuple of arguments, or a dict of keyword arguments)"
+
+_LIBRARIES = (os.path.dirname(torch.__file__), str(Path(__file__).parents[2]))
+"""Where frames are that are not the user's."""
+
+_TRACE_FIRST = (
+    "; no rank of a sharded model has the values that a forward pass may ask for: trace before sharding and "
+    "pass graph="
+)
+
+
+class TraceError(RuntimeError):
+    """A model could not be run to see its architecture."""
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
+    """Read a model's architecture: its operations, what flows between them, and who reads which parameter.
+
+    A structural clone without data is run once and its ATen operations are recorded; the model itself is
+    neither called nor changed, nor is any global state. Works on every device, also meta.
+
+    Args:
+        model: any module.
+        example_inputs: what its ``forward`` takes: a tensor, a tuple of arguments, or a dict of keyword
+            arguments. The tensors may be on any device; only shapes and types matter, unless ``forward``
+            itself decides by values, as in ``if x.mean() > 0``: the graph is then what happens with these.
+            Guessed from the first layer if None: an image of 1 to 4 channels, features, or tokens.
+
+    Returns:
+        The graph; every parameter that the output depends on is named by exactly its name in
+        ``model.named_parameters()``.
+
+    Raises:
+        TraceError: if the model can't be run on these (or the guessed) inputs.
+        TypeError: if ``model`` is not a module.
+
+    Example::
+
+        >>> architecture = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.empty(1, 3, 8, 8))
+        >>> [node.op for node in architecture.nodes]
+        ['input', 'conv', 'relu', 'output']
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"trace expects a torch.nn.Module, got {type(model).__name__}")
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters():
+        names[id(parameter)] = name
+        if is_lazy(parameter):
+            raise TraceError(
+                f"parameter {name!r} has no shape yet (a lazy module): call the model once, then trace it"
+            )
+    with isolated():
+        drafts, notes = _record(model, names, example_inputs)
+    with _no_collection():
+        return assemble(simplify(drafts), notes)
+
+
+def _record(model: nn.Module, names: dict[int, str], example_inputs: Any) -> tuple[list[Draft], list[str]]:
+    candidates = [given(example_inputs)] if example_inputs is not None else guesses(model)
+    if not candidates:
+        raise TraceError(
+            f"can't guess the inputs of {type(model).__name__}: it has no layer to judge by; {_PASS_INPUTS}"
+        )
+    if any(tensor.is_nested for tensor in tensors_in([candidates[0].args, candidates[0].kwargs])):
+        raise TraceError(f"example_inputs: {NESTED}")
+    inputs, drafts = _first(model, names, candidates, example_inputs is not None)
+    missing = _unreached(drafts, names)
+    if missing:
+        more = candidates if example_inputs is not None else [*candidates, *guesses(model, batch=2)]
+        try:
+            fitting, trained = _first(model, names, more, True, training=True)
+        except TraceError:
+            pass
+        else:
+            if _unreached(trained, names) < missing:
+                inputs, drafts, missing = fitting, trained, _unreached(trained, names)
+    notes = [] if example_inputs is not None else [f"{GUESSED}{inputs.text}"]
+    if missing:
+        notes.append("not reached by the forward pass: " + ", ".join(sorted(missing)))
+    return drafts, notes
+
+
+def _unreached(drafts: list[Draft], names: dict[int, str]) -> set[str]:
+    return set(names.values()).difference(use.name for draft in drafts for use in draft.uses)
+
+
+def _first(
+    model: nn.Module,
+    names: dict[int, str],
+    candidates: list[Inputs],
+    known: bool,
+    training: bool = False,
+) -> tuple[Inputs, list[Draft]]:
+    """Run on the first inputs that work: without data, and if it asks for data, on a copy with data."""
+    failures: list[Exception] = []
+    sharded = False
+    for meta in (True, False):
+        if not meta:
+            # To gather the values would be communication, and other ranks may not be tracing.
+            sharded = any(
+                hasattr(tensor, "full_tensor") for tensor in (*model.parameters(), *model.buffers())
+            )
+            if sharded or any(parameter.device.type == "meta" for parameter in model.parameters()):
+                break
+        for inputs in candidates:
+            try:
+                with _no_collection() if meta else nullcontext():  # garbage with data may be large
+                    return inputs, _run(model, names, inputs, meta=meta, training=training)
+            except Exception as error:  # whatever a forward pass may raise
+                traceback.clear_frames(error.__traceback__)  # they hold the clone
+                if _out_of_memory(error):  # other inputs would give another graph, and so other weights
+                    raise
+                failures.append(error)
+    cause = failures[len(candidates) if len(failures) > len(candidates) else 0]
+    raise TraceError(
+        f"{type(model).__name__} could not be run on "
+        + "; or ".join(dict.fromkeys(inputs.text for inputs in candidates))
+        + f": {type(cause).__name__}: {str(cause).strip() or 'no message'}{_place(cause)}\n"
+        + ("check example_inputs=" if known else f"that was a guess: {_PASS_INPUTS}")
+        + (_TRACE_FIRST if sharded else "")
+    ) from cause
+
+
+def _place(error: Exception) -> str:
+    """Say which line of the user's code an error comes from."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*_LIBRARIES, "<"))
+    ]
+    return f" (raised at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _run(
+    model: nn.Module, names: dict[int, str], inputs: Inputs, *, meta: bool, training: bool
+) -> list[Draft]:
+    stand_in = _empty if meta else _copy
+    clone, tensors = clone_structure(model, stand_in)
+    shapes: dict[str, Shape] = {name: tuple(tensors[i].shape) for i, name in names.items()}
+    recorder = Recorder(meta=meta, shapes=shapes, rules=RULES_OF_KIND)
+    for identity, name in names.items():
+        recorder.own(tensors[identity], name)
+    if training:
+        set_training(clone, True)
+    args, kwargs = copy_values((inputs.args, dict(inputs.kwargs)), stand_in)
+    for tensor in tensors_in([*args, *kwargs.values()]):
+        recorder.enter(tensor)
+    with recorder, Surroundings(recorder):
+        output = clone(*args, **kwargs)
+    recorder.leave(tensors_in(output))
+    return recorder.drafts
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold back the garbage collector, which would walk all that a long trace has recorded over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    """Return a meta tensor like this one, but float32 if floating; a parameter requires a gradient."""
+    dtype = _dtype(tensor)
+    empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=dtype.is_floating_point or dtype.is_complex)
+    return empty
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy like :func:`_empty`, with data; what has none becomes zeros."""
+    dtype = _dtype(tensor)
+    if tensor.device.type == "meta":
+        data = torch.zeros(tensor.shape, dtype=dtype)
+    else:
+        data = tensor.detach()
+        data = data.to("cpu", dtype, copy=True)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=dtype.is_floating_point or dtype.is_complex)
+    return data

@@ -1,0 +1,1 @@
+"""Name -> verified file -> generator."""

@@ -1,0 +1,303 @@
+"""Generator files: one safetensors file whose header carries a JSON card, read without believing either."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from torch_geninit._utils import strict_json
+from torch_geninit._utils.interrupts import never_while_switching
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.hub.config import FORMAT_VERSION, KINDS, check_card
+from torch_geninit.hub.header import Header, HeaderError, TensorInfo, read_header
+
+METADATA_KEY = "torch_geninit"
+MAX_FILE_BYTES = 8 << 30
+
+_PIECE = 1 << 22
+_CONVERT = "python -m torch_geninit.convert {} TARGET.safetensors"
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INTEGERS = {
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {**_FLOATS, **{name: dtype for dtype, name in _INTEGERS.items()}}
+
+
+class GeneratorFileError(ValueError):
+    """A generator file that can't be used; the message names the file, what is wrong and what to do."""
+
+
+def read(path: str | os.PathLike[str]) -> WeightGenerator:
+    """Read a generator file and return the generator, in float32 on the CPU, in evaluation mode.
+
+    Nothing in the file is executed, and nothing is allocated on the word of its header: the network is first
+    built without storage from the card's sizes and compared with the tensors that are really there.
+
+    Args:
+        path: a .safetensors file written by :func:`write`.
+
+    Raises:
+        GeneratorFileError: if the file is missing, is no generator file, contradicts itself, asks for a newer
+            torch-geninit, or holds values that are not finite.
+
+    Example:
+        >>> generator = read("my-generator.safetensors")  # doctest: +SKIP
+    """
+    path = Path(path)
+    with _readable(path) as (file, header):
+        card = _card(path, header)
+        generator = _build(path, card, len(header.tensors))
+        _compare(path, card, header, generator)
+        values = {}
+        with never_while_switching(), torch.inference_mode(False), torch.no_grad():
+            # straight into place, in the file's order: no more than one tensor is in memory twice
+            for name, info in sorted(header.tensors.items(), key=lambda item: item[1].begin):
+                values[name] = _tensor(file, info)
+                if not finite(values[name]):
+                    raise GeneratorFileError(
+                        f"{path} can't be used: tensor {name!r} holds NaN or infinite values. The file is "
+                        "damaged or its training diverged: get it again, or train again."
+                    )
+            # The ranges were checked against this length; the file may have changed since.
+            if file.read(1):
+                raise HeaderError("it changed while it was read")
+            generator.load_state_dict(values, assign=True)
+    return generator.eval().requires_grad_(False)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; asked in pieces, since it takes more memory than what is asked about."""
+    if bool(torch.isfinite(tensor.sum())):  # a finite sum proves finite terms; an overflow proves nothing
+        return True
+    flat = tensor.reshape(-1)
+    return all(bool(torch.isfinite(flat[i : i + _PIECE]).all()) for i in range(0, len(flat), _PIECE))
+
+
+def _tensor(file: BinaryIO, info: TensorInfo) -> Tensor:
+    """Read the next tensor of the file, as float32 if it is of real numbers."""
+    dtype = _DTYPES[info.dtype]
+    data = bytearray(info.end - info.begin)
+    if file.readinto(data) != len(data):  # type: ignore[attr-defined]
+        raise HeaderError("it changed while it was read")
+    if not data:
+        return torch.empty(info.shape, dtype=torch.float32 if dtype.is_floating_point else dtype)
+    if sys.byteorder == "big":
+        size = dtype.itemsize
+        swapped = torch.frombuffer(data, dtype=torch.uint8).view(-1, size).flip(1).contiguous()
+        tensor = swapped.view(-1).view(dtype)
+    else:
+        tensor = torch.frombuffer(data, dtype=dtype)
+    tensor = tensor.view(info.shape)
+    return tensor.float() if dtype.is_floating_point else tensor
+
+
+def write(
+    generator: WeightGenerator, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write ``generator`` to ``path`` so that :func:`read` gives it back; equal generators give equal bytes.
+
+    Args:
+        generator: its ``card`` goes into the header, its state dict is the content.
+        path: replaced atomically if it exists.
+        dtype: of floating-point tensors in the file.
+
+    Raises:
+        ValueError: if the card is incomplete, or a value is not finite in ``dtype``.
+    """
+    card = {**generator.card, "format_version": FORMAT_VERSION}
+    check_card(card)
+    tensors = {}
+    for name, tensor in generator.state_dict().items():
+        stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        if not torch.isfinite(stored).all():
+            raise ValueError(
+                f"tensor {name!r} is not finite as {dtype}; train again, or write with dtype=torch.float32 "
+                "if only the range is too small"
+            )
+        tensors[name] = stored.contiguous()
+    metadata = {METADATA_KEY: json.dumps(card, sort_keys=True, separators=(",", ":"), allow_nan=False)}
+    target = Path(path)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(safetensors.torch.save(tensors, metadata))
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the checked card of a generator file without reading its tensors.
+
+    Raises:
+        GeneratorFileError: as :func:`read`, for what the header alone can show.
+    """
+    path = Path(path)
+    with _readable(path) as (_, header):
+        return _card(path, header)
+
+
+def outline(path: str | os.PathLike[str]) -> WeightGenerator:
+    """Return the generator of a file without its values, on the meta device: enough to plan with.
+
+    Raises:
+        GeneratorFileError: as :func:`read`, for what the header alone can show.
+    """
+    path = Path(path)
+    with _readable(path) as (_, header):
+        card = _card(path, header)
+        generator = _build(path, card, len(header.tensors))
+        _compare(path, card, header, generator)
+    return generator.eval().requires_grad_(False)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
+    try:
+        with _open(path) as file:
+            yield file, read_header(file, os.fstat(file.fileno()).st_size)
+    except (HeaderError, OSError) as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        remedy = "if it was downloaded or copied, get it again"
+        if "pickle" in reason:
+            remedy = f"a published GHN has to be converted: {_CONVERT.format(path.name)}"
+        raise GeneratorFileError(
+            f"{path} can't be read as a generator: {reason}. Expected a .safetensors file as "
+            f"torch_geninit.training exports; {remedy}."
+        ) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    # Before open(), which would wait for ever on a named pipe.
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise HeaderError(f"no file can have that name ({error})") from error
+    if stat.S_ISDIR(mode):
+        inside = sorted(child.name for child in path.glob("*.safetensors"))[:3]
+        found = f"; it holds {', '.join(inside)}: name the file" if inside else ""
+        raise HeaderError(f"it is a directory{found}")
+    if not stat.S_ISREG(mode):
+        raise HeaderError("it is not a regular file")
+    file = open(path, "rb")
+    if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+        file.close()
+        raise HeaderError(f"it is larger than {MAX_FILE_BYTES} bytes")
+    return file
+
+
+def _card(path: Path, header: Header) -> dict[str, Any]:
+    text = header.metadata.get(METADATA_KEY)
+    if text is None:
+        raise GeneratorFileError(
+            f"{path} is a safetensors file but no generator: its header has no {METADATA_KEY!r} card. "
+            "To load plain weights into a model, use safetensors.torch.load_model; to convert a published "
+            f"GHN, {_CONVERT.format(path.name)}."
+        )
+    try:
+        card = strict_json.parse(text)
+        check_card(card)
+    except ValueError as error:
+        raise GeneratorFileError(f"{path} can't be used: {error}") from error
+    return cast("dict[str, Any]", card)
+
+
+class _Outline(TorchFunctionMode):
+    """Build a network's tensors without values, and stop if they are far more than the file holds.
+
+    Initialisers are skipped: the values come from the file, and to draw normal numbers on the meta device
+    torch imports sympy, which takes longer than all the rest.
+    """
+
+    fills = {"normal_", "uniform_", "zero_", "fill_"} | {name for name in dir(nn.init) if name.endswith("_")}
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        self.calls -= 1
+        if self.calls < 0:
+            raise ValueError("the sizes describe a network with far more parameters than the file holds")
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self.fills:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _build(path: Path, card: dict[str, Any], tensors: int) -> WeightGenerator:
+    module, name = KINDS[card["kind"]]
+    cls: type[WeightGenerator] = getattr(importlib.import_module(module), name)
+    check = getattr(cls, "check_card", None)
+    try:
+        if check is not None:
+            check(card)
+        # A layer makes some five calls for each of its tensors. The outline is asked when initialisers switch
+        # autograd off and on, too, and may stop there: no_grad around it puts the caller's mode back.
+        with never_while_switching(), torch.no_grad(), torch.device("meta"), _Outline(1_000 + 100 * tensors):
+            return cls(card)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise GeneratorFileError(
+            f"{path} can't be used: its card's sizes or other entries don't make a {card['kind']} generator "
+            f"({type(error).__name__}: {str(error)[:300]})"
+        ) from error
+
+
+def _compare(path: Path, card: dict[str, Any], header: Header, generator: WeightGenerator) -> None:
+    expected = generator.state_dict()
+    problems = [f"missing tensor {name!r}" for name in expected if name not in header.tensors]
+    problems += [f"unexpected tensor {name[:100]!r}" for name in header.tensors if name not in expected]
+    for name, tensor in expected.items():
+        info = header.tensors.get(name)
+        if info is not None and (problem := _mismatch(tensor, info)):
+            problems.append(f"tensor {name!r}: {problem}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise GeneratorFileError(
+            f"{path} can't be used: its tensors are not those of the {card['kind']} generator that its card "
+            f"describes: {'; '.join(problems[:5])}{more}. The file was changed, or comes from another "
+            "version of torch-geninit: export it again."
+        )
+    stored = {id(tensor) for tensor in generator.state_dict(keep_vars=True).values()}
+    for module in generator.modules():
+        held = [*module.buffers(recurse=False), *(v for v in vars(module).values() if isinstance(v, Tensor))]
+        if any(tensor.is_meta and id(tensor) not in stored for tensor in held):
+            raise TypeError(
+                f"{type(module).__name__} holds a tensor that is not in its state dict, so no file can "
+                "restore it: register it as a persistent buffer, or compute it where it is used"
+            )
+
+
+def _mismatch(tensor: Tensor, info: TensorInfo) -> str | None:
+    if tuple(tensor.shape) != info.shape:
+        return f"expected shape {tuple(tensor.shape)}, got {info.shape}"
+    wanted: tuple[str, ...]
+    if tensor.is_floating_point():
+        wanted = tuple(_FLOATS)
+    else:
+        wanted = (_INTEGERS.get(tensor.dtype, str(tensor.dtype)),)
+    return None if info.dtype in wanted else f"expected dtype {' or '.join(wanted)}, got {info.dtype}"

@@ -1,0 +1,193 @@
+"""The parameters of a live module, each under the name that wrappers and parametrizations leave unchanged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from torch_geninit.parameters.dtensor import is_sharded
+
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original\d*$")
+
+
+def canonical(name: str) -> str:
+    """Return a parameter's name without the parts that wrappers and parametrizations add.
+
+    >>> canonical("_orig_mod.module.conv.parametrizations.weight.original0")
+    'conv.weight'
+    """
+    *modules, leaf = _PARAMETRIZED.sub(r"\1\2", name).split(".")
+    return ".".join([*(part for part in modules if part not in WRAPPERS), leaf])
+
+
+def canonical_module(name: str) -> str:
+    """Return a module's name without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightNorm:
+    """The two parameters of W = g v / |v|, |.| taken over all dimensions but ``dim`` (-1: over all)."""
+
+    g: nn.Parameter
+    v: nn.Parameter
+    dim: int
+
+    def split(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the g and v that give ``weight``: |W| and W, as weight_norm itself starts."""
+        return torch.norm_except_dim(weight, 2, self.dim), weight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """One parameter of a live module.
+
+    Attributes:
+        name: as in ``named_parameters``.
+        canonical: the name that seeds its noise.
+        owner: module whose layer it belongs to; for a parametrized tensor the module that was parametrized.
+        attribute: the owner's attribute that it determines, as ``"weight"``.
+        parameter: the live object.
+        part: which one, if the attribute is computed from parameters under other names, else empty.
+        blocked: why it can't be assigned, if its attribute is computed in a way that can't be undone.
+        norm: the pair it belongs to under weight normalisation; v, of W's shape, stands for both.
+        first: name of an earlier slot that holds the same memory (a tied parameter).
+    """
+
+    name: str
+    canonical: str
+    owner: nn.Module
+    attribute: str
+    parameter: nn.Parameter
+    part: str = ""
+    blocked: str = ""
+    norm: WeightNorm | None = None
+    first: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identify the parameter in every wrapping of the same model."""
+        return self.canonical, self.part
+
+    @property
+    def derived(self) -> bool:
+        """Whether another parameter's prediction determines this one."""
+        return self.norm is not None and self.parameter is self.norm.g
+
+
+def survey(module: nn.Module, prefix: str = "") -> list[Slot]:
+    """List every parameter of ``module``, tied ones under each of their names, in order of registration.
+
+    Two parameters whose canonical names collide (a user's own submodule called ``module``) keep their full
+    names
+    from the second on: they must not share a noise stream.
+    """
+    slots: list[Slot] = []
+    first: dict[Hashable, str] = {}
+    taken: dict[tuple[str, str], Hashable] = {}
+    for slot in _parameters(module, f"{prefix}." if prefix else ""):
+        identity = memory(slot.parameter)
+        if taken.setdefault(slot.key, identity) != identity:
+            slot = replace(slot, canonical=f"{prefix}.{slot.name}" if prefix else slot.name)
+        earlier = first.setdefault(identity, slot.name)
+        slots.append(slot if earlier == slot.name else replace(slot, first=earlier))
+    return _without_tied_norms(slots)
+
+
+def _without_tied_norms(slots: list[Slot]) -> list[Slot]:
+    """Block weight normalisation whose v is the memory of another parameter: that one is not normalised."""
+    if all(slot.norm is None for slot in slots):
+        return slots
+    holders: dict[Hashable, set[int]] = {}
+    for slot in slots:
+        holders.setdefault(memory(slot.parameter), set()).add(id(slot.parameter))
+    shared = {id(slot.parameter) for slot in slots if len(holders[memory(slot.parameter)]) > 1}
+    reason = "weight normalisation of a weight that another layer has, too"
+    return [
+        replace(slot, norm=None, blocked=reason)
+        if slot.norm is not None and shared & {id(slot.norm.g), id(slot.norm.v)}
+        else slot
+        for slot in slots
+    ]
+
+
+def _parameters(module: nn.Module, prefix: str) -> Iterator[Slot]:
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for path, owner in modules.items():
+        if not owner._parameters:
+            continue
+        start = f"{path}." if path else ""
+        stem = canonical(f"{prefix}{start}_")[:-1]
+        for attribute, parameter in owner._parameters.items():
+            if parameter is None:
+                continue
+            name = start + attribute
+            full = canonical(prefix + name) if attribute.startswith("original") else stem + attribute
+            slot = Slot(name, full, owner, attribute, parameter)
+            if isinstance(owner, ParametrizationList) and _PARAMETRIZED.search(name):
+                outer, _, leaf = f".{path}".rpartition(".parametrizations.")
+                yield _parametrized(slot, owner, modules[outer[1:]], leaf)
+            elif owner._forward_pre_hooks and attribute.endswith(("_g", "_v", "_orig")):
+                yield _hooked(slot, prefix)
+            else:
+                yield slot
+
+
+def _parametrized(slot: Slot, originals: ParametrizationList, owner: nn.Module, attribute: str) -> Slot:
+    """Tell weight normalisation, which can be undone, from the other parametrizations.
+
+    Orthogonal's right_inverse changes buffers and draws random numbers; spectral_norm's result depends on
+    buffers that a verb leaves alone; of a user's own nothing is known.
+    """
+    slot = replace(slot, owner=owner, attribute=attribute, part=slot.attribute)
+    kinds = [type(part) for part in originals]
+    if [(kind.__name__, kind.__module__) for kind in kinds] == [
+        ("_WeightNorm", "torch.nn.utils.parametrizations")
+    ] and not is_sharded(slot.parameter):
+        g, v = originals.original0, originals.original1
+        return replace(slot, norm=WeightNorm(g, v, originals[0].dim))  # type: ignore[arg-type]
+    names = ", ".join(kind.__name__.lstrip("_") for kind in kinds)
+    return replace(slot, blocked=f"parametrized by {names}, which can't be assigned without side effects")
+
+
+def _hooked(slot: Slot, prefix: str) -> Slot:
+    """The same for the older weight_norm, spectral_norm and prune, which recompute in a forward hook."""
+    hooks: Iterable[Any] = slot.owner._forward_pre_hooks.values()
+    for hook in hooks:
+        kind = type(hook)
+        name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
+        if not kind.__module__.startswith("torch.nn.utils.") or not name:
+            continue
+        if slot.attribute not in (f"{name}_g", f"{name}_v", f"{name}_orig"):
+            continue
+        path = slot.name.rpartition(".")[0]
+        full = canonical(f"{prefix}{path}.{name}" if path else f"{prefix}{name}")
+        slot = replace(slot, canonical=full, part=slot.attribute, attribute=name)
+        if kind.__name__ == "WeightNorm" and not is_sharded(slot.parameter):
+            g, v = (getattr(slot.owner, f"{name}_{letter}") for letter in "gv")
+            return replace(slot, norm=WeightNorm(g, v, hook.dim))
+        return replace(
+            slot, blocked=f"computed by {kind.__name__}, which can't be assigned without side effects"
+        )
+    return slot
+
+
+def memory(parameter: Tensor) -> Hashable:
+    """Return a value that is equal for two parameters exactly if writing one writes the other.
+
+    Views that overlap without being equal are not recognised.
+    """
+    plain = type(parameter) in (nn.Parameter, Tensor)
+    if not plain or parameter.layout is not torch.strided or not parameter.numel():
+        return id(parameter)
+    place: Hashable = parameter.data_ptr()
+    if parameter.is_meta:  # no address, but a storage
+        place = parameter.untyped_storage()._cdata, parameter.storage_offset()
+    return place, parameter.device, parameter.dtype, parameter.shape, parameter.stride()

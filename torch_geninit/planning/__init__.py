@@ -1,0 +1,1 @@
+"""Who fills what: plans and the predictions that they hold."""

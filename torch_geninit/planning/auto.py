@@ -1,0 +1,74 @@
+"""Which of the generators at hand serves a model best, read off its graph and their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from torch_geninit._utils.determinism import fixed
+from torch_geninit.graph.architecture import Architecture
+from torch_geninit.planning.build import Head, plan_graph
+from torch_geninit.planning.plan import Plan, Verb
+
+if TYPE_CHECKING:
+    from torch_geninit.generators.base import WeightGenerator
+
+
+def select(
+    model: nn.Module,
+    verb: Verb,
+    candidates: Iterable[tuple[str, WeightGenerator]],
+    *,
+    example_inputs: Any = None,
+    graph: Architecture | None = None,
+    head: Head = "auto",
+) -> tuple[str, Architecture | None]:
+    """Return the name of the candidate that serves ``model`` best, and the graph it was judged by.
+
+    Best is who trusts its prediction; then who can generate most matrices, and most parameters; then, among
+    those who trust, who expects the highest accuracy before training; then who is nearest. The whole model
+    counts, whatever part of it is to be filled. All read the same graph, so it is traced once.
+
+    Args:
+        candidates: names and generators of one kind; outlines will do.
+        example_inputs, graph, head: as in :func:`torch_geninit.ghn_`.
+
+    Raises:
+        ValueError: if there are no candidates.
+        TraceError: if the architecture can't be read.
+    """
+    best: tuple[tuple[float, ...], str] | None = None
+    for name, generator in candidates:
+        made = plan_graph(
+            model,
+            verb,
+            generator,
+            name,
+            example_inputs=example_inputs,
+            graph=graph,
+            head=head,
+            untrusted="generate",
+        )
+        graph = made.architecture
+        rank = _rank(made)
+        if best is None or rank > best[0]:
+            best = rank, name
+    if best is None:
+        raise ValueError(f"no generator for {verb}_ is here; list_pretrained() says where they are")
+    return best[1], graph
+
+
+def _rank(made: Plan) -> tuple[float, ...]:
+    if made.verdict is None:
+        return (0.0,) * 6
+    trusted, distance, _ = made.verdict
+    matrices = sum(len(entry.shape) > 1 for entry in made.generated)
+    expected = 0.0
+    if trusted:  # far from all that was measured, an expectation tells nothing
+        with fixed():
+            told = made.pretrained.expectation(made)
+        expected = told.accuracy if told else 0.0
+    # What is outside was never measured: of a network that another one was trained on it may expect too much.
+    return (trusted, matrices, distance == 0, len(made.generated), expected, -distance)

@@ -1,0 +1,303 @@
+"""Plan: every parameter of a model, who fills it or why not; no values, immutable, legal on meta."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from torch_geninit._utils.determinism import fixed
+from torch_geninit.generators.entry import Entry, Route
+from torch_geninit.graph.architecture import Architecture
+from torch_geninit.graph.drawing.draw import Drawing
+from torch_geninit.graph.tracer.clone import unwrap
+from torch_geninit.parameters.dtensor import gathered
+from torch_geninit.parameters.named import survey
+from torch_geninit.parameters.targets import Targets, find_targets
+from torch_geninit.parameters.write import check_prediction, check_writable
+from torch_geninit.planning import table
+from torch_geninit.planning.prediction import Kept, Prediction, refuse_kept
+
+if TYPE_CHECKING:
+    from torch_geninit.generators.base import Verdict, WeightGenerator
+    from torch_geninit.generators.compact import Compact
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Verb = Literal["vae", "ghn", "noise_ghn"]
+
+
+ELSEWHERE = 'Other shipped generators may know it: pass pretrained="auto". '
+ANYWAY = 'Pass untrusted="generate" to fill it all the same. '
+NAMED = "named in include=, but "
+"""Begins the reason of what is skipped although it was asked for."""
+MAX_NOISE = 1e6
+"""Largest noise_scale: far beyond any use, far below what float32 holds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a verb does to each parameter of a model.
+
+    Attributes:
+        entries: one for each name in ``named_parameters(remove_duplicate=False)``.
+        verb: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
+        model: class name of the model.
+        source: name of the generator, as it was given.
+        pretrained: the generator itself.
+        architecture: the graph that a hypernetwork reads; None for ``vae`` and where there is nothing to
+            fill.
+        verdict: whether the generator's prediction is to be trusted; None where it was not asked.
+        automatic: whether ``pretrained="auto"`` chose the generator.
+
+    Example:
+        >>> plan = geninit.plan(model)                    # doctest: +SKIP
+        >>> print(plan)                                   # doctest: +SKIP
+        >>> model.apply(plan.predict().write_)            # doctest: +SKIP
+    """
+
+    entries: tuple[Entry, ...]
+    verb: Verb
+    model: str
+    source: str
+    pretrained: WeightGenerator = field(repr=False, compare=False)
+    architecture: Architecture | None = field(default=None, repr=False)
+    verdict: Verdict | None = None
+    automatic: bool = field(default=False, repr=False, compare=False)
+    modules: WeakKeyDictionary[nn.Module, str] = field(
+        default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the modules it was made from: a plan read back needs ``prefix=`` for parts of a model."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__ if name != "modules"}
+
+    def __copy__(self) -> Plan:
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        state = deepcopy(self.__getstate__(), memo)
+        return replace(self, **state)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state, modules=WeakKeyDictionary())
+
+    @cached_property
+    def generated(self) -> tuple[Entry, ...]:
+        """Entries that the generator fills, in the order of the graph, not of registration.
+
+        Generators decode many at once, and the last bits of a row of a product go by its position.
+        """
+        found = self._with(Route.GENERATED)
+        return tuple(sorted(found, key=lambda e: (-1, "") if e.node is None else (e.node, e.canonical)))
+
+    @cached_property
+    def skipped(self) -> tuple[Entry, ...]:
+        """Entries that a verb warns about."""
+        return self._with(Route.SKIPPED)
+
+    @cached_property
+    def kept(self) -> tuple[Entry, ...]:
+        """Entries that are left as they are by design."""
+        return self._with(Route.KEPT)
+
+    @cached_property
+    def graph(self) -> Drawing | None:
+        """The architecture, as a drawing with what happens to each parameter; None where there is none.
+
+        A notebook shows it; ``str`` gives Graphviz text, :meth:`~Drawing.svg` a picture to save. It is an
+        :class:`Architecture` too, as ``graph=`` takes it.
+        """
+        if self.architecture is None:
+            return None
+        routes = {entry.name: (entry.route.value, entry.reason) for entry in self.entries}
+        return Drawing.of(self.architecture, routes, f"{self.verb}_ on {self.model}, {self.source}")
+
+    def _with(self, route: Route) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.route is route)
+
+    def complaint(self, *, strict: bool = False, kept: Kept = "keep") -> str | None:
+        """Say in a sentence or two what is skipped, why, and what to do; None if nothing is."""
+        if not self.skipped:
+            return None
+        reasons = Counter(entry.reason for entry in self.skipped)
+        first = {entry.reason: entry.name for entry in reversed(self.skipped)}
+        parts = [f"{count} x {reason} (first: {first[reason]})" for reason, count in reasons.most_common(4)]
+        if len(reasons) > 4:
+            parts.append(f"{len(reasons) - 4} more reasons")
+        counts = f"{len(self.skipped)} of {len(self.entries)} parameters"
+        # With untrusted="generate" the rest is filled although the network is not trusted.
+        distrust = self.verdict is not None and not self.verdict.trusted and not self.generated
+        remedy = ANYWAY if distrust else ""
+        # What no operation reads, or can't be assigned, no generator fills; only what was refused has a node.
+        elsewhere = all(entry.node is not None for entry in self.skipped if len(entry.shape) > 1)
+        if distrust and elsewhere and self.verb == "ghn" and not self.automatic:
+            remedy = ELSEWHERE + remedy
+        asked = all(entry.reason.startswith(NAMED) for entry in self.skipped)
+        where = "Leave them out of include=" if asked else "Name them in exclude="
+        silence = f"{where} if that is as it should be"
+        if not strict:
+            silence += ", or make it an error with strict=True"
+        loaded = self.source == self.pretrained.card.get("kind")  # an object, which has no name to pass
+        chosen = "" if loaded else f", pretrained={self.source!r}"
+        fate = f"leaves {counts} of {self.model} as they are"
+        if kept == "reset":
+            fate = f"does not generate {counts} of {self.model}, whose modules reset them"
+        return (
+            f"{self.verb}_ {fate}: {'; '.join(parts)}. "
+            f"{remedy}{silence}; "
+            f'geninit.plan(model, "{self.verb}"{chosen}) lists them all'
+        )
+
+    def predict(self, *, seed: int | None = None, noise_scale: float = 1.0) -> Prediction:
+        """Ask the generator for compact predictions; nothing is written.
+
+        Args:
+            seed: of the noise. ``vae`` draws one from torch's global random state if there is none,
+                ``noise_ghn`` needs one, ``ghn`` takes none.
+            noise_scale: factor on a hypernetwork's noise.
+
+        Raises:
+            RuntimeError: if the generator is broken (values that are not finite, another shape).
+            ValueError: if it was cast, or moved from the CPU.
+        """
+        if self.verb == "noise_ghn" and seed is None:
+            raise TypeError("a noise_ghn plan needs seed=: each seed gives another network")
+        if self.verb == "ghn":
+            if seed is not None:
+                raise TypeError("a ghn plan takes no seed=: its prediction has no noise; see noise_ghn_")
+            noise_scale = 0.0
+        if seed is not None:
+            if not hasattr(seed, "__index__"):
+                raise TypeError(f"seed: expected an integer, got {seed!r}")
+            seed = operator.index(seed)
+        if not isinstance(noise_scale, Real) or not abs(noise_scale) <= MAX_NOISE:
+            raise ValueError(
+                f"noise_scale: expected a number up to {MAX_NOISE:g} in size, got {str(noise_scale)[:50]!r}"
+            )
+        self.pretrained.check_unchanged(self.source)
+        if self.verb == "vae" and seed is None and self.generated:
+            seed = int(torch.randint(2**31 - 1, (), device="cpu"))
+        compact: Mapping[str, Compact] = {}
+        if self.generated:
+            with fixed():
+                compact = self.pretrained.predict(self, seed=seed, noise_scale=noise_scale)
+                for entry in self.generated:
+                    if entry.name not in compact:
+                        raise RuntimeError(
+                            f"the generator {self.source} made no prediction for {entry.name!r}, which "
+                            "it said it would; it is broken, and nothing was changed"
+                        )
+                    check_prediction(compact[entry.name], entry.name, entry.shape)
+        return Prediction(self, compact)
+
+    def write_(
+        self,
+        module: ModuleT,
+        *,
+        prefix: str | None = None,
+        kept: Kept = "keep",
+        seed: int | None = None,
+        noise_scale: float = 1.0,
+    ) -> ModuleT:
+        """Fill ``module``, the planned model or a part of it, in place, and return it.
+
+        Each call predicts anew: to fill a model part by part, call :meth:`predict` once and its result's
+        ``write_`` on each part. The values are the same, bit for bit, as those of the verb on the whole
+        model.
+
+        Unlike the verbs, it keeps weights that transformers loaded from a checkpoint (parameters marked
+        ``_is_hf_initialized``), and marks what it wrote to a model of transformers: call it from
+        ``_init_weights``, and what the checkpoint lacks is filled.
+
+        Args:
+            module: the model this plan was made from, a part of it, or one with the same parameter names.
+            prefix: where ``module`` belongs in the planned model; needed only for a part of another object
+                than the planned one.
+            kept: as in :func:`ghn_`.
+            seed, noise_scale: as in :meth:`predict`.
+
+        Raises:
+            ValueError: before anything is changed, if a parameter of ``module`` is not in the plan, has
+                another shape, or can't be written.
+
+        Warns:
+            GenInitWarning: if loaded weights were kept in a whole model, outside of transformers' own pass.
+        """
+        targets = self.match(module, prefix, keep_loaded=True)
+        refuse_kept(kept, targets.left)
+        if not targets.filled and kept == "keep":
+            return Prediction(self, {}).apply(module, targets, kept)
+        return self.predict(seed=seed, noise_scale=noise_scale).apply(module, targets, kept)
+
+    def match(self, module: nn.Module, prefix: str | None = None, *, keep_loaded: bool = False) -> Targets:
+        """Find the parameters of ``module`` that this plan fills, and check that they can be written.
+
+        With ``keep_loaded`` those that transformers loaded from a checkpoint are neither filled nor left.
+        """
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
+        if prefix is None:
+            prefix = self.modules.get(module, self.modules.get(unwrap(module), ""))
+        slots = survey(module, prefix)
+        unknown = [slot.name for slot in slots if slot.key not in self._by_key]
+        if unknown:
+            where = f" below {prefix!r}" if prefix else ""
+            raise ValueError(
+                f"{len(unknown)} parameters of {type(module).__name__}, first {unknown[0]!r}, are not in the "
+                f"plan for {self.model}{where}. Plan for this model, or say with prefix= which part this is"
+            )
+        for slot in slots:
+            entry = self._by_key[slot.key]
+            if tuple(slot.parameter.shape) != entry.shape:
+                raise ValueError(
+                    f"parameter {slot.name!r} of {type(module).__name__} has another shape than planned:\n"
+                    f"  expected: {entry.shape}\n"
+                    f"  got:      {tuple(slot.parameter.shape)}\n"
+                    "Plan again after changing a model"
+                )
+        targets = find_targets(
+            slots,
+            self._sources,
+            keep_loaded=keep_loaded,
+            gathered=gathered(chain(module.modules(), self.modules)),
+            whole=not prefix,
+        )
+        frozen = [slot.name for slot, _ in targets.filled.values() if not slot.parameter.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"{len(frozen)} parameters of {type(module).__name__}, first {frozen[0]!r}, were frozen "
+                "after the plan was made: expected requires_grad=True, got False. Plan again after changing "
+                "a model"
+            )
+        written = {id(parameter) for parameter in targets.written()}
+        check_writable([slot for slot in slots if id(slot.parameter) in written], targets.gathered)
+        return targets
+
+    @cached_property
+    def _by_key(self) -> Mapping[tuple[str, str], Entry]:
+        return {(entry.canonical, entry.part): entry for entry in self.entries}
+
+    @cached_property
+    def _sources(self) -> Mapping[tuple[str, str], str]:
+        """Name the prediction that fills each parameter which is generated, or tied to one that is."""
+        routes = (Route.GENERATED, Route.TIED)
+        return {(e.canonical, e.part): e.tied_to or e.name for e in self.entries if e.route in routes}
+
+    def table(self) -> str:
+        """Return the plan as aligned text: parameter, shape, route, fan-in standard deviation, reason."""
+        return table.text(self)
+
+    __str__ = table
+
+    def _repr_html_(self) -> str:
+        return table.html(self)

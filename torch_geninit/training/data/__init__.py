@@ -1,0 +1,1 @@
+"""Images, and kernels of trained networks, to train and measure on."""

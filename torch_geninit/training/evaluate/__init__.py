@@ -1,0 +1,1 @@
+"""What generators are worth: the protocol, networks held out, ensembles, first epochs."""

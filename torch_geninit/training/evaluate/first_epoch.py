@@ -1,0 +1,196 @@
+"""Train unseen networks for one epoch from He's law and from generated weights, each at its best rate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import torch_geninit as geninit
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.training.arguments import at_least, positive
+from torch_geninit.training.data.images import Split, load
+from torch_geninit.training.evaluate.accuracy_model import name_of
+from torch_geninit.training.evaluate.heldout import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
+from torch_geninit.training.evaluate.initialise import fill_, planned
+from torch_geninit.training.evaluate.paired_stats import Pair, best_rate, mean_and_deviation
+from torch_geninit.training.loops.classifier import Phase, Recipe, diverged, score, train_classifier
+from torch_geninit.training.networks.families import Spec, by_digest
+from torch_geninit.training.networks.resnet import he_
+from torch_geninit.training.networks.search_space import WEIGHTS
+from torch_geninit.training.runs import fingerprint
+from torch_geninit.training.runs.task_queue import Records
+
+HE = "he"
+"""The start that needs no generator: He's law."""
+
+
+def accuracy_after_an_epoch(
+    model: nn.Module, lr: float, seed: int, train: Split, validation: Split, *, amp: bool = False
+) -> float:
+    """Train ``model`` for one epoch of SGD, the rate rising over the first fifth, and measure it.
+
+    Where training diverges the accuracy is chance.
+    """
+    recipe = Recipe([Phase(train.images.shape[-1], 1)], lr=lr, weight_decay=1e-4, amp=amp)
+    train_classifier(model, train, recipe, seed=seed, description=f"lr {lr}")
+    if diverged(model):
+        return 1 / len(train.classes)
+    geninit.recalibrate_bn_(model, train.spread(CALIBRATION_IMAGES).batches())
+    return score(model, validation).accuracy
+
+
+def measure(
+    spec: Spec,
+    start: str | WeightGenerator,
+    train: Split,
+    validation: Split,
+    *,
+    rates: Sequence[float],
+    seeds: int,
+    amp: bool = False,
+) -> dict[str, Any]:
+    """Return accuracies after an epoch of one network from one start, :data:`HE` or a generator.
+
+    The rate is the one of ``rates`` that is best with the first seed; the seed decides the order of the
+    images, He's draw and the generator's, so starts are paired by it. Where nothing is generated, there are
+    no accuracies: the network starts from He's law.
+    """
+    size, classes = train.images.shape[-1], len(train.classes)
+    image = train.normalise(train.images[:1])
+    record: dict[str, Any] = {"network": name_of(spec), "family": spec.family, "norm": spec.style.norm}
+
+    def trained(lr: float, seed: int) -> float:
+        torch.manual_seed(seed)
+        model = he_(spec.build(classes, size))
+        if start != HE:
+            fill_(model, start, seed, example_inputs=image)
+        return accuracy_after_an_epoch(model, lr, seed, train, validation, amp=amp)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", geninit.GenInitWarning)
+        if start != HE:
+            made = planned(spec.build(classes, size), start, image)
+            record["generator"] = made.source
+            if not made.generated:
+                return record
+        first = {lr: trained(lr, 0) for lr in rates}
+        best = best_rate(first)
+        others = [trained(best, seed) for seed in range(1, seeds)]
+    return {**record, "lr": best, "accuracy": [first[best], *others], "first seed": first}
+
+
+def summary(pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
+    """Count networks generated, ahead of He, and significantly worse (one-sided t test, 5 %).
+
+    Over ``"all"`` and by family.
+    """
+    groups: dict[str, list[Pair]] = {"all": list(pairs)}
+    for pair in sorted(pairs, key=lambda pair: str(pair.he["family"])):
+        groups.setdefault(pair.he["family"], []).append(pair)
+    return {group: _counted(own) for group, own in groups.items()}
+
+
+def _counted(pairs: Sequence[Pair]) -> dict[str, Any]:
+    # Names are for people; two networks may have one.
+    leads = [(pair.he["network"], found) for pair in pairs if (found := pair.lead()) is not None]
+    means = [found.mean for _, found in leads]
+    return {
+        "networks": len(pairs),
+        "generated": len(leads),
+        "ahead": sum(mean > 0 for mean in means),
+        "mean_lead": statistics.mean(means) if means else 0.0,
+        "significantly_worse": [name for name, found in leads if found.surely_behind()],
+    }
+
+
+def draw(pairs: Sequence[Pair], path: str | Path) -> None:
+    """Draw accuracy from generated weights over accuracy from He's law: mean and deviation over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    generated = [pair for pair in pairs if pair.lead() is not None]
+    for index, family in enumerate(sorted({pair.he["family"] for pair in generated})):
+        own = [pair for pair in generated if pair.he["family"] == family]
+        he, made = (
+            [mean_and_deviation([100 * value for value in record["accuracy"]]) for record in records]
+            for records in zip(*own, strict=True)
+        )
+        axes.errorbar(
+            [mean for mean, _ in he],
+            [mean for mean, _ in made],
+            xerr=[deviation for _, deviation in he],
+            yerr=[deviation for _, deviation in made],
+            fmt="o",
+            color=f"C{index}",
+            elinewidth=0.6,
+            alpha=0.8,
+            label=family,
+        )
+    low, high = (pick(*axes.get_xlim(), *axes.get_ylim()) for pick in (min, max))
+    axes.plot([low, high], [low, high], color="0.7", linewidth=1, zorder=0)
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_xlabel("accuracy after an epoch from He's law (%)")
+    axes.set_ylabel("accuracy after an epoch from generated weights (%)")
+    if generated:
+        axes.legend(fontsize="small")
+    figure.savefig(str(path), dpi=110)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="prepared data file")
+    parser.add_argument("--pretrained", default="auto", help="generator: a name or a file")
+    parser.add_argument(
+        "--run", required=True, help="folder of the records; processes may share it, and generators He's"
+    )
+    parser.add_argument("--networks", type=at_least(1), default=40, help="unseen networks of the space")
+    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
+    parser.add_argument("--most-macs", type=positive, default=MOST_MACS, help="multiplications of a network")
+    parser.add_argument("--rates", type=positive, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
+    parser.add_argument("--seeds", type=at_least(1), default=3)
+    parser.add_argument("--picture", type=Path, help="file for the accuracies from both starts")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure every network from both starts; print a line each, and the summary.
+
+    Records of He's law are in ``<run>/he`` and serve every generator, those of a generator in a folder of its
+    name.
+    """
+    train, validation = load(arguments.data, "train"), load(arguments.data, "validation")
+    families = {name: WEIGHTS[name] for name in arguments.families}
+    protocol: dict[str, Any] = {"rates": arguments.rates, "seeds": arguments.seeds, "amp": arguments.amp}
+    specs = by_digest(unseen_specs(arguments.networks, families, int(arguments.most_macs)))
+
+    def measured(start: str) -> Callable[[Spec], dict[str, Any]]:
+        return lambda spec: measure(spec, start, train, validation, **protocol)
+
+    name = Path(arguments.pretrained).name.removesuffix(".safetensors")
+    if name == HE:
+        raise ValueError(f"--pretrained {arguments.pretrained}: {HE} is the folder of He's law; rename it")
+    settings = {"data": fingerprint.of_file(arguments.data), **protocol}
+    content = {"generator": fingerprint.of_generator(arguments.pretrained), **settings}
+    kept = {
+        HE: Records(Path(arguments.run) / HE, settings),
+        arguments.pretrained: Records(Path(arguments.run) / name, content),
+    }
+    for digest, spec in specs.items():  # network by network, so that there are pairs at any time
+        for start, records in kept.items():
+            records.begin({digest: spec}, measured(start))
+        for both in zip(*(records.of([digest]) for records in kept.values()), strict=False):
+            print(json.dumps(Pair(*both)._asdict()), flush=True)
+    found = [records.complete(specs, measured(start)) for start, records in kept.items()]
+    pairs = [Pair(*both) for both in zip(*found, strict=True)]
+    print(json.dumps(summary(pairs)))
+    if arguments.picture:
+        draw(pairs, arguments.picture)

@@ -1,0 +1,122 @@
+"""Measure a hypernetwork over networks that training never saw, without a training step."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import torch_geninit as geninit
+from torch_geninit.initializers import Pretrained
+from torch_geninit.training.data.images import Split
+from torch_geninit.training.loops.classifier import score
+from torch_geninit.training.networks.blocks import Style
+from torch_geninit.training.networks.families import Spec
+from torch_geninit.training.networks.resnet import ResNet, resnet20
+from torch_geninit.training.networks.search_space import WEIGHTS, Space, multiplications, sample_unseen
+
+MOST_MACS = 200_000_000
+"""Multiplications of the largest unseen network: a ResNet-110 has 255 million."""
+
+CALIBRATION_IMAGES = 2000
+
+
+def resnet50_for_small_images(classes: int) -> nn.Module:
+    """Build torchvision's ResNet-50 with a 3x3 stem of stride 1 and no pooling behind it."""
+    from torchvision.models import resnet50
+
+    model: nn.Module = resnet50(num_classes=classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def small_vit(classes: int) -> nn.Module:
+    """Build a ViT of six blocks, width 128, four heads, patches of 4 x 4 pixels."""
+    style = Style(norm="layer", activation="gelu")
+    return Spec("transformer", (6,), (128,), style, 4, heads=4, positions="table").build(classes)
+
+
+LANDMARKS: Mapping[str, Callable[[int], nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet20 (option B)": lambda classes: resnet20(classes, "B"),
+    "resnet56": lambda classes: ResNet((9, 9, 9), (16, 32, 64), classes),
+    "resnet50 (3x3 stem)": resnet50_for_small_images,
+    "small ViT": small_vit,
+}
+"""Networks that people know, none of them in training."""
+
+
+def unseen_specs(
+    count: int, families: Mapping[str, float] = WEIGHTS, most_macs: int = MOST_MACS
+) -> Iterator[Spec]:
+    """Yield ``count`` different unseen networks of the space, always the same ones."""
+    space = Space(10, torch.zeros(1, 3, 32, 32))
+    seen: set[Spec] = set()
+    number = 0
+    while len(seen) < count:
+        drawn = space.within(lambda r: sample_unseen(r, families), f"unseen/{number}", most_macs).spec
+        number += 1
+        if drawn not in seen:
+            seen.add(drawn)
+            yield drawn
+
+
+def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Split) -> dict[str, Any]:
+    """Fill ``model``, trusted or not, calibrate BatchNorm, and measure it; ``model`` is changed.
+
+    ``generator`` is the one that was chosen, ``expected`` what it expects of the accuracy, with the ends of
+    the interval, ``generated`` the share of weights that were generated, ``distance`` that of its graph from
+    the networks seen in training.
+    """
+    example = train.normalise(train.images[:1])
+    graph = geninit.trace(model, example)
+    plan = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
+    told = plan.pretrained.expectation(plan) if plan.generated else None
+    plan.write_(model)
+    geninit.recalibrate_bn_(model, (x for x, _ in train.spread(CALIBRATION_IMAGES).batches()))
+    accuracy, nll = score(model, measured)
+    generated = sum(torch.Size(entry.shape).numel() for entry in plan.generated)
+    return {
+        "accuracy": accuracy,
+        "nll": nll,
+        "generator": plan.source,
+        "distance": plan.verdict.distance if plan.verdict else None,
+        "trusted": bool(plan.verdict and plan.verdict.trusted),
+        "expected": {"accuracy": told.accuracy, "low": told.low, "high": told.high} if told else None,
+        "generated": generated / sum(p.numel() for p in model.parameters()),
+        "macs": multiplications(graph),
+        "nodes": len(graph.nodes),
+    }
+
+
+def survey_space(
+    pretrained: Pretrained, train: Split, measured: Split, specs: Iterable[Spec]
+) -> Iterator[dict[str, Any]]:
+    """Measure networks of the space, one record each."""
+    for spec in specs:
+        torch.manual_seed(spec.digest)  # what is not generated keeps its standard initialisation
+        model = spec.build(len(train.classes), train.images.shape[-1])
+        found = measure(model, pretrained, train, measured)
+        yield {"family": spec.family, "norm": spec.style.norm, "layers": sum(spec.blocks), **found}
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean, standard deviation and best accuracy, over all and by family and norm."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for group in ("all", record["family"], f"norm: {record['norm']}"):
+            groups[group].append(record["accuracy"])
+    return {
+        group: {
+            "networks": len(values),
+            "mean": statistics.mean(values),
+            "standard_deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "best": max(values),
+        }
+        for group, values in groups.items()
+    }

@@ -1,0 +1,135 @@
+"""Measure a hypernetwork, or whichever "auto" picks, over unseen networks, and what it expected of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_geninit.initializers import Pretrained
+from torch_geninit.training.arguments import at_least, positive
+from torch_geninit.training.data.images import Split, load
+from torch_geninit.training.evaluate import heldout
+from torch_geninit.training.networks.families import Spec, by_digest
+from torch_geninit.training.networks.search_space import DRAWN, WEIGHTS, weights
+from torch_geninit.training.runs import fingerprint
+from torch_geninit.training.runs.task_queue import Records
+
+USEFUL = 0.2
+"""Accuracy from which a generated network is worth having; of ten classes, twice chance."""
+
+
+def measure_landmarks(pretrained: Pretrained, train: Split, measured: Split) -> dict[str, dict[str, Any]]:
+    """Measure the networks that people know (:data:`heldout.LANDMARKS`)."""
+    found = {}
+    for name, build in heldout.LANDMARKS.items():
+        torch.manual_seed(0)
+        found[name] = heldout.measure(build(len(train.classes)), pretrained, train, measured)
+    return found
+
+
+def measure_space(
+    pretrained: Pretrained, train: Split, measured: Split, specs: Sequence[Spec], records: Records
+) -> list[dict[str, Any]]:
+    """Measure networks of the space that ``records`` lack; return the record of each there is."""
+
+    def measure(spec: Spec) -> dict[str, Any]:
+        (found,) = heldout.survey_space(pretrained, train, measured, [spec])
+        return found
+
+    return records.complete(by_digest(specs), measure, progress="network")
+
+
+def reliability(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Hold trust and expectation against what was measured.
+
+    ``right`` is the share of networks trusted and useful, or neither (:data:`USEFUL`); the rest are of the
+    trusted networks.
+    """
+    useful = [record["accuracy"] >= USEFUL for record in records]
+    trusted = [record["trusted"] for record in records]
+    told = [record for record in records if record["trusted"] and record["expected"]]
+    inside = [r["expected"]["low"] <= r["accuracy"] <= r["expected"]["high"] for r in told]
+    return {
+        "networks": len(records),
+        "right": sum(a == b for a, b in zip(useful, trusted, strict=True)) / len(records),
+        "trusted": sum(trusted),
+        "trusted and useful": sum(a and b for a, b in zip(useful, trusted, strict=True)),
+        "kept and useful": sum(a and not b for a, b in zip(useful, trusted, strict=True)),
+        "inside the interval": sum(inside) / len(told) if told else None,
+        "mean absolute error": (
+            sum(abs(r["expected"]["accuracy"] - r["accuracy"]) for r in told) / len(told) if told else None
+        ),
+    }
+
+
+def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Draw measured accuracy over expected accuracy with its interval; kept networks are hollow."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 100], [0, 100], color="0.7", linewidth=1)
+    for index, family in enumerate(sorted({record["family"] for record in records})):
+        own = [record for record in records if record["family"] == family and record["expected"]]
+        colour = f"C{index}"
+        for kept in (False, True):
+            chosen = [record for record in own if record["trusted"] is not kept]
+            if not chosen:
+                continue
+            expected = [100 * record["expected"]["accuracy"] for record in chosen]
+            low = [100 * (r["expected"]["accuracy"] - r["expected"]["low"]) for r in chosen]
+            high = [100 * (r["expected"]["high"] - r["expected"]["accuracy"]) for r in chosen]
+            axes.errorbar(
+                expected,
+                [100 * record["accuracy"] for record in chosen],
+                xerr=[low, high],
+                fmt="o",
+                color=colour,
+                markerfacecolor="none" if kept else colour,
+                elinewidth=0.6,
+                alpha=0.8,
+                label=f"{family}, kept" if kept else family,
+            )
+    axes.set_xlabel("expected accuracy before training (%), 90 % interval")
+    axes.set_ylabel("measured accuracy (%)")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    figure.savefig(str(path), dpi=110)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="prepared data file")
+    parser.add_argument("--run", required=True, help="folder of the records; processes may share it")
+    parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
+    parser.add_argument("--networks", type=at_least(1), default=100, help="unseen networks of the space")
+    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks")
+    parser.add_argument("--most-macs", type=positive, default=heldout.MOST_MACS, help="of a network")
+    parser.add_argument("--landmarks", action="store_true", help="measure networks that people know, too")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--picture", type=Path, help="file for expected and measured accuracies")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure; print a summary by family and norm, and how right trust and expectation were."""
+    train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)
+    if arguments.landmarks:
+        for name, found in measure_landmarks(arguments.pretrained, train, measured).items():
+            print(json.dumps({"network": name, **found}), flush=True)
+    specs = list(
+        heldout.unseen_specs(arguments.networks, weights(arguments.families), int(arguments.most_macs))
+    )
+    settings = {
+        **fingerprint.of_measurement(arguments.pretrained, arguments.data),
+        "split": arguments.split,
+    }
+    records = measure_space(arguments.pretrained, train, measured, specs, Records(arguments.run, settings))
+    print(json.dumps({"summary": heldout.summary(records), "reliability": reliability(records)}))
+    if arguments.picture:
+        draw(records, arguments.picture)

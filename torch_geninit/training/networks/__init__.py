@@ -1,0 +1,1 @@
+"""The networks that generators are trained for and measured on."""

@@ -1,0 +1,1 @@
+"""Folders of runs: checkpoints, tasks done once, what a measurement depends on."""
