@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_geninit.errors import GenInitWarning
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -23,13 +29,17 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
 
     .. math:: \mu = \frac{1}{N} \sum_n \mu_n, \qquad \sigma^2 = \frac{1}{N} \sum_n \hat\sigma^2_n
 
+    A layer that is called several times for a batch, or not for all of them, averages over its calls. One
+    that is never called keeps its statistics, with a warning.
     Only BatchNorm layers run in training mode meanwhile; dropout and everything else in evaluation mode.
     Training flags, momenta and parameters are afterwards as before, and no random state of torch is read by
     this function.
 
     Args:
-        model: a network whose BatchNorm layers (1d, 2d, 3d, synchronised) track running statistics. One
-            without such layers is returned as it is, and is not called.
+        model: a network with BatchNorm layers that track running statistics: 1d, 2d, 3d, synchronised,
+            subclasses of these and other layers with ``running_mean`` and ``running_var``; scripted, traced,
+            exported and compiled ones, too. InstanceNorm, and layers that are called frozen, are left alone.
+            A model without such layers is returned as it is, and is not called.
         batches: input tensors, or tuples whose first item is one (a DataLoader); moved to the model's device.
             Only the first dimension counts samples, and every batch weighs the same.
 
@@ -42,6 +52,9 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
         TypeError: if ``model`` is no module, or a batch is no tensor and doesn't start with one.
         Exception: whatever the model or ``batches`` raise; the old statistics are put back first.
 
+    Warns:
+        GenInitWarning: once, if layers keep their statistics because no batch reaches them.
+
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> model = recalibrate_bn_(model, [torch.rand(64, 3, 32, 32) for _ in range(4)])
@@ -50,46 +63,223 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
-    if not layers:
+    found = _find(model)
+    if not found:
         return model
-    for name, layer in layers.items():
-        for tensor in layer.buffers():
+    layers = list({_memory(layer.module.running_mean): layer for layer in reversed(found)}.values())[::-1]
+    device = next(chain(model.parameters(), model.buffers())).device
+    flags = [(module, module.training) for module in model.modules()]
+    with torch.no_grad():
+        try:
+            for module, _ in flags:
+                module.training = False
+            for layer in found:
+                layer.module.training = True
+            for layer in layers:
+                layer.follow_forward()
+            with _PlainAverages(layers):
+                _run(model, batches, device)
+            for layer in layers:
+                layer.check_finite()
+        except BaseException:
+            for layer in layers:
+                layer.restore()
+            raise
+        finally:
+            for layer in layers:
+                layer.leave_forward()
+            for module, training in flags:
+                module.training = training
+        kept = [layer for layer in layers if not layer.updated]
+        for layer in layers:
+            layer.restore() if layer in kept else layer.finish()
+    if kept:
+        warn(
+            f"recalibrate_bn_ keeps the statistics of {len(kept)} of {len(layers)} BatchNorm layers of "
+            f"{type(model).__name__}, the first is {kept[0].name!r}: {kept[0].why_kept}",
+            GenInitWarning,
+            stacklevel=2,
+        )
+    return model
+
+
+@dataclass(eq=False)
+class _Layer:
+    """One layer with running statistics, and what it takes to get the old ones back.
+
+    Attributes:
+        name, module: of the layer.
+        saved: name of a buffer -> the tensor, and a copy of its values.
+        updates: how often an operation of PyTorch updated the statistics.
+        calls: how often the layer's own forward was called; 0 where it is not followed.
+    """
+
+    name: str
+    module: Any
+    saved: Mapping[str, tuple[Tensor, Tensor]]
+    updates: int = 0
+    calls: int = 0
+
+    TORCHS_OWN: ClassVar = (_BatchNorm.forward, nn.SyncBatchNorm.forward, nn.Module.forward)
+
+    def count_update(self) -> int:
+        """Note that an operation is about to update the statistics; the first one finds none."""
+        if not self.updates and not self.calls:
+            self.reset()
+        self.updates += 1
+        return self.updates
+
+    def follow_forward(self) -> None:
+        """Give a forward of the layer's own the momentum of a plain average, call by call.
+
+        Such a forward may do the arithmetic itself, or on copies, where no operation tells of it.
+        """
+        module = self.module
+        python = not isinstance(module, torch.jit.ScriptModule)
+        if not python or type(module).forward in self.TORCHS_OWN or not hasattr(module, "momentum"):
+            return
+        self._replaced = {"momentum": module.momentum, "forward": module.__dict__.get("forward")}
+        own = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not self.updates and not self.calls:
+                self.reset()
+            self.calls += 1
+            module.momentum = 1 / self.calls
+            return own(*args, **kwargs)
+
+        module.__dict__["forward"] = forward
+
+    def leave_forward(self) -> None:
+        """Undo :meth:`follow_forward`."""
+        for name, value in self.__dict__.pop("_replaced", {}).items():
+            if name == "forward" and value is None:
+                self.module.__dict__.pop(name, None)
+            else:
+                setattr(self.module, name, value)
+
+    @property
+    def updated(self) -> bool:
+        """Whether the batches gave the layer new statistics."""
+        mean, var = self.module.running_mean, self.module.running_var
+        return self.updates > 0 or (self.calls > 0 and not bool(((mean == 0) & (var == 1)).all()))
+
+    @property
+    def why_kept(self) -> str:
+        """Say why the batches gave it none, and what to do."""
+        if self.calls:
+            return "its forward does not update them. Set them yourself, if they are to change"
+        return "the batches do not reach it. Set the model up so that it is called, and calibrate again"
+
+    def reset(self) -> None:
+        """Forget the past, as BatchNorm's own ``reset_running_stats``."""
+        self.module.running_mean.zero_()
+        self.module.running_var.fill_(1)
+        if "num_batches_tracked" in self.saved:
+            self.module.num_batches_tracked.zero_()
+
+    def restore(self) -> None:
+        """Put the old statistics back, and the old tensors where a forward has replaced them."""
+        for name, (tensor, value) in self.saved.items():
+            tensor.copy_(value)
+            if getattr(self.module, name) is not tensor:
+                setattr(self.module, name, tensor)
+
+    def finish(self) -> None:
+        """Leave the new statistics in the old tensors, and count the calls they are averaged over."""
+        for name, (tensor, _) in self.saved.items():
+            if (new := getattr(self.module, name)) is not tensor:
+                tensor.copy_(new)
+                setattr(self.module, name, tensor)
+        if "num_batches_tracked" in self.saved:
+            self.module.num_batches_tracked.fill_(self.updates or self.calls)
+
+    def check_finite(self) -> None:
+        """Raise a ValueError that names the layer if its statistics overflow."""
+        if not all(
+            bool(torch.isfinite(t).all()) for t in (self.module.running_mean, self.module.running_var)
+        ):
+            raise ValueError(
+                f"the statistics of {self.name!r} would not be finite: the activations before it overflow "
+                "with these weights and batches; the old statistics were put back"
+            )
+
+
+def _find(model: nn.Module) -> list[_Layer]:
+    layers = []
+    for name, module in model.named_modules():
+        buffers = dict(module.named_buffers(recurse=False))
+        # A scripted or traced module keeps the name of the class that it was.
+        kind = getattr(module, "original_name", type(module).__name__)
+        if not {"running_mean", "running_var"} <= buffers.keys() or "frozen" in kind.lower():
+            continue
+        if isinstance(module, _InstanceNorm) or kind.startswith("InstanceNorm"):
+            continue
+        for tensor in buffers.values():
             if is_lazy(tensor) or tensor.is_meta:
                 got = "lazy" if is_lazy(tensor) else "on the meta device"
                 raise ValueError(
                     f"the statistics of {name!r} are {got}: expected a materialised model; "
                     "run it once on example inputs, or model.to_empty(device=...) and initialise it first"
                 )
-    device = next(chain(model.parameters(), model.buffers())).device
-    flags = [(module, module.training) for module in model.modules()]
-    momenta = [(layer, layer.momentum) for layer in layers.values()]
-    with torch.no_grad():
-        before = [(t, t.clone()) for layer in layers.values() for t in layer.buffers(recurse=False)]
-        try:
-            for module, _ in flags:
-                module.training = False
-            for layer in layers.values():
-                layer.training = True
-                layer.momentum = None
-                layer.reset_running_stats()
-            _run(model, batches, device)
-            for name, layer in layers.items():
-                _check_finite(name, layer)
-        except BaseException:
-            for tensor, value in before:
-                tensor.copy_(value)
-            raise
-        finally:
-            for module, training in flags:
-                module.training = training
-            for layer, momentum in momenta:
-                layer.momentum = momentum
-    return model
+        saved = {key: (tensor, tensor.detach().clone()) for key, tensor in buffers.items()}
+        layers.append(_Layer(name, module, saved))
+    return layers
+
+
+def _memory(tensor: Tensor) -> Hashable:
+    return tensor.data_ptr() or id(tensor) if type(tensor) is Tensor else id(tensor)
+
+
+class _PlainAverages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Turn every update of running statistics into one of a plain average.
+
+    Python, TorchScript and exported graphs all end in the same operations, which get the momentum 1 / n in
+    their n-th call, and the mode of training. A traced graph has momentum and mode built in, and a layer's
+    own forward may hand on what it likes: neither listens to the layer's attributes.
+    """
+
+    EVALUATION: ClassVar[Mapping[str, Any]] = {
+        "aten::_native_batch_norm_legit_no_training": torch.ops.aten.native_batch_norm.default,
+        "aten::_batch_norm_no_update": torch.ops.aten._batch_norm_with_update.default,
+    }
+    """Operations that have no mode of training, and those that return the same from batch statistics."""
+
+    def __init__(self, layers: Iterable[_Layer]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.layers = {_memory(layer.module.running_mean): layer for layer in layers}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if "batch_norm" not in func._schema.name:
+            return func(*_tensors(func, args), **kwargs)
+        given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **kwargs}
+        mean = given.get("running_mean")
+        layer = self.layers.get(_memory(mean)) if isinstance(mean, Tensor) else None
+        if layer is None:
+            return func(*args, **kwargs)
+        factor = 1 / layer.count_update()
+        given.update((name, factor) for name in ("momentum", "exponential_average_factor") if name in given)
+        if "training" in given:
+            given["training"] = True
+        if func._schema.name in self.EVALUATION:
+            func = self.EVALUATION[func._schema.name]
+            if "training" in {a.name for a in func._schema.arguments}:
+                given["training"] = True
+        return func(**given)
+
+
+def _tensors(func: Any, args: Sequence[Any]) -> Sequence[Any]:
+    """Undo what TorchScript does to constants that it compares: they arrive as numbers."""
+    if any(isinstance(arg, Tensor) for arg in args):
+        return args
+    wanted = [str(argument.type) == "Tensor" for argument in func._schema.arguments]
+    return [
+        torch.tensor(arg) if tensor and isinstance(arg, bool | int | float) else arg
+        for arg, tensor in zip(args, wanted, strict=False)
+    ]
 
 
 def _run(model: nn.Module, batches: Iterable[Tensor | Sequence[Any]], device: torch.device) -> None:
@@ -98,6 +288,8 @@ def _run(model: nn.Module, batches: Iterable[Tensor | Sequence[Any]], device: to
             f"batches: expected an iterable of batches, got {type(batches).__name__}; "
             "pass a DataLoader, or a single batch as [batch]"
         )
+    # The threads of DataParallel would not see what is done to the operations of this one.
+    network = model.module if isinstance(model, nn.DataParallel) else model
     count = 0
     for count, batch in enumerate(batches, start=1):
         inputs = batch[0] if isinstance(batch, Sequence) and batch else batch
@@ -110,7 +302,7 @@ def _run(model: nn.Module, batches: Iterable[Tensor | Sequence[Any]], device: to
         if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
             raise ValueError(f"batch {count}: expected finite values, got some that are not")
         try:
-            model(inputs.to(device))
+            network(inputs.to(device))
         except Exception as error:
             if sys.version_info >= (3, 11):
                 error.add_note(
@@ -131,12 +323,3 @@ def _sort(value: object) -> str:
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     inside = f" of {type(value[0]).__name__}" if isinstance(value, Sequence) and value else ""
     return type(value).__name__ + inside
-
-
-def _check_finite(name: str, layer: _BatchNorm) -> None:
-    statistics = (layer.running_mean, layer.running_var)
-    if not all(t is None or bool(torch.isfinite(t).all()) for t in statistics):
-        raise ValueError(
-            f"the statistics of {name!r} would not be finite: the activations before it overflow with these "
-            "weights and batches; the old statistics were put back"
-        )

@@ -1,8 +1,8 @@
-"""What a verb warns or raises when it would leave parameters as they are."""
+"""What is warned or raised when something would be left as it is."""
 
 
 class GenInitWarning(UserWarning):
-    """Some parameters were left as they were, though nobody asked for that."""
+    """Parameters or statistics were left as they were, though nobody asked for that."""
 
 
 class StrictError(ValueError):
