@@ -116,3 +116,56 @@ def test_a_lazy_parameter_may_be_excluded() -> None:
 def test_patterns_must_be_text() -> None:
     with pytest.raises(TypeError, match="exclude: expected a parameter name"):
         read_wishes(survey(fresh()), None, [torch.zeros(1)])  # type: ignore[list-item]
+
+
+class Lettered(nn.Module):
+    """Parameters whose names hold what glob patterns read as signs."""
+
+    NAMES = ("a[0]", "a0", "what?", "whats", "all*", "alls", "b[!x]", "by", "c[9]")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.NAMES:
+            self.add_module(name, nn.Conv2d(3, 4, 3, bias=False))
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+@pytest.mark.parametrize("name", Lettered.NAMES)
+def test_an_exact_name_means_that_parameter_alone(
+    tiny: Callable[[str], WeightGenerator], option: str, name: str
+) -> None:
+    made = geninit.plan(Lettered(), "vae", pretrained=tiny("vae"), **{option: f"{name}.weight"})
+    generated = {entry.name for entry in made.generated}
+    expected = {f"{other}.weight" for other in Lettered.NAMES if (other == name) == (option == "include")}
+    assert generated == expected
+
+
+def test_an_exact_name_goes_before_one_without_its_wrapper() -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    model = nn.ModuleDict({"0": nn.Conv2d(3, 4, 3), "module": inner})
+    # Without its wrapper "module.0.weight" is called "0.weight", too.
+    wishes = read_wishes(survey(model), None, "0.weight")
+    assert set(wishes.kept) == {"0.weight"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a[0].*", {"a0.weight"}),  # as a set of characters
+        ("a[[]0].*", {"a[0].weight"}),
+        ("c[9].*", {"c[9].weight"}),  # there is no c9
+        ("what?.weight", {"what?.weight"}),
+        ("what?.w*", {"what?.weight", "whats.weight"}),
+    ],
+)
+def test_patterns_of_names_with_signs(pattern: str, expected: set[str]) -> None:
+    model = Lettered()
+    assert set(read_wishes(survey(model), None, pattern).kept) == expected
+
+
+def test_the_pattern_proposed_for_a_module_with_signs_is_the_right_one() -> None:
+    slots = survey(nn.ModuleDict({"a[0]": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(3, 4, 3)}))
+    with pytest.raises(ValueError, match="did you mean") as caught:
+        read_wishes(slots, None, "a[0]")
+    proposed = str(caught.value).split("did you mean '")[1].split("'")[0]
+    assert set(read_wishes(slots, None, proposed).kept) == {"a[0].weight", "a[0].bias"}

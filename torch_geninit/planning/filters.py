@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
+from typing import NoReturn
 
 from torch.nn.parameter import is_lazy
 
@@ -83,17 +85,31 @@ def _matches(slots: Sequence[Slot], patterns: str | Iterable[str], option: str) 
         )
     if option == "include" and not wanted:
         raise ValueError("include: expected at least one parameter name or glob pattern, got none")
-    matched = []
-    for pattern in wanted:
-        names = {s.name for s in slots if any(fnmatchcase(n, pattern) for n in (s.name, s.canonical))}
-        if not names:
-            known = ", ".join(slot.name for slot in slots[:3])
-            module = any(name.startswith(f"{pattern}.") for s in slots for name in (s.name, s.canonical))
-            raise ValueError(
-                f"{option}: no parameter matches {pattern!r}. "
-                + (f"It is a module; did you mean '{pattern}.*'? " if module else "")
-                + "Expected a parameter name or a glob pattern as 'layer1.*'; "
-                f"the first parameters are {known}"
-            )
-        matched.append(frozenset(names))
-    return matched
+    return [_named(slots, pattern) or _unmatched(slots, pattern, option) for pattern in wanted]
+
+
+def _named(slots: Sequence[Slot], pattern: str) -> frozenset[str]:
+    """Return the names that ``pattern`` means: exactly that one, else what it matches as a glob pattern.
+
+    A name may itself hold ``[ ] ? *``. In a pattern, brackets that match nothing as a set of characters are
+    taken as they stand, so that ``a[0].*`` means the module ``a[0]``.
+    """
+    exact = {s.name for s in slots if s.name == pattern} or {s.name for s in slots if s.canonical == pattern}
+    if exact:
+        return frozenset(exact)
+    for glob in (pattern, pattern.replace("[", "[[]")):
+        names = {s.name for s in slots if any(fnmatchcase(name, glob) for name in (s.name, s.canonical))}
+        if names:
+            return frozenset(names)
+    return frozenset()
+
+
+def _unmatched(slots: Sequence[Slot], pattern: str, option: str) -> NoReturn:
+    known = ", ".join(slot.name for slot in slots[:3])
+    module = any(name.startswith(f"{pattern}.") for s in slots for name in (s.name, s.canonical))
+    raise ValueError(
+        f"{option}: no parameter matches {pattern!r}. "
+        + (f"It is a module; did you mean '{escape(pattern)}.*'? " if module else "")
+        + "Expected a parameter name or a glob pattern as 'layer1.*'; "
+        f"the first parameters are {known}"
+    )
