@@ -18,6 +18,7 @@ from torch_geninit.graph.queries import head_nodes
 from torch_geninit.parameters.named import Slot, canonical, canonical_module, survey
 from torch_geninit.planning.filters import Patterns, Wishes, read_wishes
 from torch_geninit.planning.plan import NAMED, Plan, Verb
+from torch_geninit.planning.shared_memory import keep_apart
 
 if TYPE_CHECKING:
     from torch_geninit.generators.base import WeightGenerator
@@ -65,6 +66,7 @@ def plan_layers(
     entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, None))
     if not layers:
         entries = _aloud(entries, rules)
+    entries = keep_apart(entries, slots, module)
     plan = Plan(
         tuple(entries), "vae", type(module).__name__, source, pretrained, modules=_modules(module, name)
     )
@@ -123,6 +125,7 @@ def plan_graph(
     entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, graph))
     if head == "auto" and not rules and all(entry.route is Route.KEPT for entry in entries):
         entries = _aloud(entries, rules)
+    entries = keep_apart(entries, slots, model)
     plan = Plan(
         tuple(entries), verb, type(model).__name__, source, pretrained, graph, modules=_modules(model)
     )

@@ -33,8 +33,9 @@ class Wishes:
 def read_wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> Wishes:
     """Return what the user wants of the parameters in ``slots``.
 
-    A parameter goes by all of its names: who excludes the one that is tied to it excludes it. The two
-    parameters of a weight-normalised layer are one as well, since both are written or neither.
+    A parameter goes by all of its names: who excludes or freezes the one that is tied to it excludes or
+    freezes it. The two parameters of a weight-normalised layer are one as well, since both are written or
+    neither.
 
     Raises:
         TypeError, ValueError: if a pattern is none, or matches nothing.
@@ -43,6 +44,7 @@ def read_wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> 
     asked = tuple(_matches(slots, include, "include")) if include is not None else ()
     included = frozenset().union(*asked) if include is not None else frozenset(groups)
     excluded = frozenset().union(*_matches(slots, exclude, "exclude")) if exclude is not None else frozenset()
+    frozen = {slot.name for slot in slots if not slot.parameter.requires_grad}
     kept: dict[str, str] = {}
     for slot in slots:
         names = groups[slot.name]
@@ -54,6 +56,8 @@ def read_wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> 
             kept[slot.name] = "not included"
         elif not slot.parameter.requires_grad:
             kept[slot.name] = FROZEN
+        elif others := [name for name in names if name in frozen]:
+            kept[slot.name] = f"frozen as {others[0]}"
         elif not is_lazy(slot.parameter) and slot.parameter.numel() == 0:
             kept[slot.name] = "has no elements"
     for slot in slots:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,11 +22,12 @@ from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.drawing.draw import Drawing
 from torch_geninit.graph.tracer.clone import unwrap
 from torch_geninit.parameters.dtensor import gathered
-from torch_geninit.parameters.named import survey
+from torch_geninit.parameters.named import Slot, survey
 from torch_geninit.parameters.targets import Targets, find_targets
 from torch_geninit.parameters.write import check_prediction, check_writable
 from torch_geninit.planning import table
 from torch_geninit.planning.prediction import Kept, Prediction, refuse_kept
+from torch_geninit.planning.shared_memory import follows, shared_memory
 
 if TYPE_CHECKING:
     from torch_geninit.generators.base import Verdict, WeightGenerator
@@ -280,8 +281,23 @@ class Plan:
                 "a model"
             )
         written = {id(parameter) for parameter in targets.written()}
+        self._refuse_new_overlaps(module, slots, written)
         check_writable([slot for slot in slots if id(slot.parameter) in written], targets.gathered)
         return targets
+
+    def _refuse_new_overlaps(self, module: nn.Module, slots: Sequence[Slot], written: Container[int]) -> None:
+        entries = {slot.name: self._by_key[slot.key] for slot in slots}
+        filled = {slot.name for slot in slots if id(slot.parameter) in written}
+        for inner, outer, _ in shared_memory(module, slots):
+            if not filled & {inner, outer}:
+                continue
+            if inner not in filled and outer in entries and follows(entries.get(inner), entries[outer].name):
+                continue
+            raise ValueError(
+                f"{inner!r} and {outer!r} of {type(module).__name__} share memory, and writing to one would "
+                "change the other: expected memory of their own, as when the plan was made. Plan again after "
+                "changing a model"
+            )
 
     @cached_property
     def _by_key(self) -> Mapping[tuple[str, str], Entry]:
