@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -104,26 +105,105 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 def reset(modules: Sequence[nn.Module]) -> None:
     """Call ``reset_parameters`` of every module; if one fails, undo them all.
 
+    Every parameter and buffer stays the object that it is, in the memory that it has: what a method puts in
+    its place is copied into it.
+
     Raises:
         RuntimeError: what failed.
     """
-    tensors = {id(tensor): tensor for module in modules for tensor in _tensors(module)}
+    before = _Snapshot(modules)
     with torch.no_grad():
-        before = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
         try:
             for module in modules:
                 if any(map(is_sharded, _tensors(module))):
                     _reset_shards(module)
                 elif (method := _method(module)) is not None:
                     method()
+                    before.take_over(module)
         except BaseException as error:
-            for tensor, value in before:
-                tensor.copy_(value)
+            before.restore()
             if not isinstance(error, Exception):
                 raise
             raise RuntimeError(
                 f"reset_parameters() of a {type(module).__name__} failed: {error}. Nothing was changed"
             ) from error
+
+
+class _Snapshot:
+    """Objects and values of modules before a reset.
+
+    A method may assign new Parameters, other ``.data`` or whole submodules instead of filling what there is:
+    an optimizer, a tied layer and our own predictions would go on writing to what the model no longer has.
+    """
+
+    PLACES = ("_parameters", "_buffers", "_modules")
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+        self.parts = {
+            id(module): [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+            for module in modules
+        }
+        self.had = {
+            id(part): {place: dict(getattr(part, place).items()) for place in self.PLACES}
+            for part in chain.from_iterable(self.parts.values())
+        }
+        self.names = {id(module): _named(module) for module in modules}
+        tensors = {id(tensor): tensor for module in modules for tensor in _tensors(module)}
+        with torch.no_grad():
+            self.values = [(t, t.detach().clone()) for t in tensors.values()]
+            self.memory = {key: t.detach() for key, t in tensors.items() if not is_sharded(t)}
+
+    def take_over(self, module: nn.Module) -> None:
+        """Copy what ``module`` has now into the tensors that it had, and put these back."""
+        now = _named(module)
+        for name, tensor in self.names[id(module)].items():
+            new = now.get(name)
+            if new is None or new.shape != tensor.shape:
+                got = "nothing" if new is None else f"shape {tuple(new.shape)}"
+                raise RuntimeError(f"it replaces {name!r}: expected shape {tuple(tensor.shape)}, got {got}")
+            memory = self.memory.get(id(tensor))
+            if new is not tensor or (memory is not None and new.data_ptr() != memory.data_ptr()):
+                values = new.detach()
+                self._put_back(tensor)
+                tensor.copy_(values)
+        self._put_back_objects(module)
+
+    def restore(self) -> None:
+        """Put every object and value back."""
+        for module in self.modules:
+            for part in self.parts[id(module)]:
+                for place, had in self.had[id(part)].items():
+                    held = getattr(part, place)
+                    for name in held.keys() - had.keys():
+                        del held[name]
+            self._put_back_objects(module)
+        for tensor, value in self.values:
+            self._put_back(tensor)
+            tensor.copy_(value)
+
+    def _put_back(self, tensor: Tensor) -> None:
+        memory = self.memory.get(id(tensor))
+        if memory is not None and tensor.data_ptr() != memory.data_ptr():
+            tensor.data = memory
+
+    def _put_back_objects(self, module: nn.Module) -> None:
+        for part in self.parts[id(module)]:
+            for place, had in self.had[id(part)].items():
+                held = getattr(part, place)
+                for name, item in had.items():
+                    if held.get(name) is item:
+                        continue
+                    held[name] = item
+                    if place == "_parameters" and item is not None:
+                        setattr(part, name, item)  # recurrent layers keep a list of their weights
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 def _reset_shards(module: nn.Module) -> None:
