@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.reset import reset
+from torch_geninit.parameters.reset import reset
 
 
 class Replacing(nn.Module):
