@@ -33,7 +33,7 @@ from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.checkpoint import Run
 from torch_geninit.training.runs.task_queue import read_record
 
-CARDS = manifest.PACKAGE.parent / "docs" / "model-cards"
+CARDS = manifest.PACKAGE.parent / "docs" / "generators"
 
 STATES_FROM = 200
 """Training networks whose hidden states decide what an export can do without."""
