@@ -52,7 +52,7 @@ def expect(
         ValueError: if the generator's file has no measured networks.
         TraceError, HubError: as :func:`ghn_`.
 
-    Example:
+    Examples:
         >>> expect(resnet20()).accuracy                                          # doctest: +SKIP
         0.83
     """

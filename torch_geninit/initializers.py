@@ -90,7 +90,7 @@ def vae_(
         GenInitWarning: once, if convolutions are left as they are because no VAE was trained on their kernel
             size, or on depthwise ones of that size alone.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Conv2d(16, 16, 3)
         >>> layer is vae_(layer, seed=0)
         True
@@ -183,7 +183,7 @@ def ghn_(
         GenInitWarning: once, if parameters are left as they are because they are unsupported, unreached or
             untrusted.
 
-    Example:
+    Examples:
         >>> model = ghn_(resnet20())                                             # doctest: +SKIP
     """
     made = plan(
@@ -249,7 +249,7 @@ def noise_ghn_(
     Warns:
         GenInitWarning: as :func:`ghn_`.
 
-    Example:
+    Examples:
         >>> members = [noise_ghn_(resnet20(), seed) for seed in range(5)]        # doctest: +SKIP
     """
     made = plan(
@@ -307,7 +307,7 @@ def plan(
     Raises:
         TraceError, ValueError, HubError: as the verb.
 
-    Example:
+    Examples:
         >>> made = plan(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), "vae")
         >>> [entry.route.value for entry in made.entries]
         ['generated', 'kept']

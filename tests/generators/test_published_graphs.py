@@ -37,7 +37,7 @@ KINDS = {
 }
 SLOW = ("densenet121", "maxvit_t")
 FAILED_SORT = ("swin_v2_t", "swin_v2_s", "swin_v2_b")
-"""Networks on which the original gives up; docs/published-checkpoints.md says what is done instead."""
+"""Networks on which the original gives up; docs/guide/published-checkpoints.md says what is done instead."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -55,7 +55,7 @@ def convert(
             can't be.
         HubError: if it can't be downloaded.
 
-    Example:
+    Examples:
         >>> convert("ghn2_cifar10.pt", "ghn2.safetensors")  # doctest: +SKIP
     """
     text, goal = os.fspath(source), Path(target)

@@ -57,7 +57,7 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
         GeneratorFileError: if the file is missing, is no generator file, contradicts itself, asks for a newer
             torch-geninit, or holds values that are not finite.
 
-    Example:
+    Examples:
         >>> generator = read("my-generator.safetensors")  # doctest: +SKIP
     """
     path = Path(path)

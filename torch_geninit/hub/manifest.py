@@ -90,7 +90,7 @@ def read(path: str | os.PathLike[str] | None = None) -> tuple[Record, ...]:
     Raises:
         ManifestError: naming the record and the field.
 
-    Example:
+    Examples:
         >>> names = [record.name for record in read()]
     """
     path = locate() if path is None else Path(path)

@@ -82,7 +82,7 @@ def list_pretrained(*, cache_dir: str | os.PathLike[str] | None = None) -> Pretr
     Returns:
         A list of :class:`Pretrained` that prints as a table.
 
-    Example:
+    Examples:
         >>> for entry in list_pretrained():
         ...     print(entry.name, entry.where, entry.numbers)  # doctest: +SKIP
     """
@@ -128,7 +128,7 @@ def load(
         GeneratorFileError: if the file is there and can't be used.
         ValueError: if ``revision`` is given with anything but a repository, or is no commit.
 
-    Example:
+    Examples:
         >>> generator = load("ghn-cifar10")  # doctest: +SKIP
         >>> models = [ghn_(make(), pretrained=generator) for make in makers]  # doctest: +SKIP
     """

@@ -60,7 +60,7 @@ class Plan:
         verdict: whether the generator's prediction is to be trusted; None where it was not asked.
         automatic: whether ``pretrained="auto"`` chose the generator.
 
-    Example:
+    Examples:
         >>> plan = geninit.plan(model)                    # doctest: +SKIP
         >>> print(plan)                                   # doctest: +SKIP
         >>> model.apply(plan.predict().write_)            # doctest: +SKIP

@@ -51,7 +51,7 @@ class Drawing(Architecture):
         routes: parameter -> route and reason, as ``("kept", "frozen (requires_grad=False)")``.
         title: what it is.
 
-    Example:
+    Examples:
         >>> from torch_geninit.graph.tracer.trace import trace
         >>> architecture = trace(torch.nn.Linear(2, 3))                          # doctest: +SKIP
         >>> Path("net.svg").write_text(Drawing.of(architecture).svg())           # doctest: +SKIP

@@ -65,8 +65,8 @@ KINDS = {
     ),
     "noise-ghn": Kind(
         "noise_ghn_(model, seed=0)",
-        "A graph hypernetwork with noise: every seed gives another member of an ensemble. Members of odd seeds "
-        "have mirrored kernels if it was exported with `--mirror`.",
+        "A graph hypernetwork with noise: every seed gives another member of an ensemble. Members of odd "
+        "seeds have mirrored kernels if it was exported with `--mirror`.",
         "Initial weights for the members of an ensemble, before ordinary training. Use consecutive seeds.",
         (_UNLIKE, _START, _IMAGES),
     ),

@@ -1,4 +1,4 @@
-"""Measure what initialisation costs beside torch's own; write docs/benchmarks.md.
+"""Measure what initialisation costs beside torch's own; write docs/results/benchmarks.md.
 
 Ratios are taken in one process, on a fresh model object each time: medians of CPU time, one thread.
 """
@@ -271,7 +271,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", default="vae-cifar10", help="slice VAEs: a name or a file")
     parser.add_argument("--repeats", type=at_least(1), default=9, help="runs of which the median counts")
     parser.add_argument("--only", choices=SECTIONS, help="measure one section")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="page to rewrite")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/results/benchmarks.md"), help="page to rewrite"
+    )
     parser.set_defaults(threads=1)  # times with two are bimodal
 
 

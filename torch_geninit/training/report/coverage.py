@@ -1,4 +1,4 @@
-"""Try a hypernetwork on the models of torchvision, timm or transformers; write docs/coverage.md.
+"""Try a hypernetwork on the models of torchvision, timm or transformers; write docs/results/coverage.md.
 
 Each model is traced, planned, predicted and written with the trust check off, then run once. Sections of
 suites whose library is not installed here stay as they are.
@@ -45,7 +45,7 @@ class Subject:
 
     Attributes:
         name: the library's name.
-        section: heading of docs/coverage.md that it belongs to.
+        section: heading of docs/results/coverage.md that it belongs to.
         build: makes it, randomly initialised.
         inputs: ``example_inputs=``; None where the tracer has to guess.
     """
@@ -242,7 +242,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", help="only this family of torchvision, as 'video'")
     parser.add_argument("--only", default="*", help="glob pattern of model names; prints instead of writing")
     parser.add_argument("--pretrained", default="auto", help="hypernetwork: a name or a file")
-    parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"), help="page to rewrite")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/coverage.md"), help="page to rewrite")
     parser.set_defaults(threads=1)  # one small image each
 
 

@@ -1,4 +1,4 @@
-"""The networks of docs/coverage.md, as data: names, small configurations, example inputs.
+"""The networks of docs/results/coverage.md, as data: names, small configurations, example inputs.
 
 An input is (shape, kind): ``"image"`` for floats, ``"tokens"`` for small whole numbers. Where a model has no
 entry for its inputs, the tracer has to guess them.

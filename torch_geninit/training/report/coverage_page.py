@@ -1,4 +1,4 @@
-"""Lay out docs/coverage.md: a section for each suite of models."""
+"""Lay out docs/results/coverage.md: a section for each suite of models."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def read(model: nn.Module, example_inputs: Any = None, *, dialect: str = "ghn3")
     Raises:
         AutogradReadError: if the copy can't be run.
 
-    Example:
+    Examples:
         >>> graph = read(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)))
         >>> [node.op for node in graph.nodes]
         ['input', 'conv', 'bias', 'conv', 'bias', 'output']
