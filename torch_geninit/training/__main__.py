@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 
 import torch
 
@@ -70,6 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
         command.set_defaults(run_command=code.main)
     parsed = parser.parse_args(arguments)
+    # Every shape of a layer takes some; the usual 1,024 don't hold those of many networks. Read at first use.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "30000")
     if parsed.threads:
         torch.set_num_threads(parsed.threads)
     try:

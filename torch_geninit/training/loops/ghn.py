@@ -134,8 +134,12 @@ def train_ghn(
         warm_start_(generator, trained)
     generator.to(device)
     average = Average(generator)
-    objective = world.wrap(Objective(generator, clip=schedule.clip, diversity=diversity, decay=decay))
-    optimizer = torch.optim.AdamW(generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5)
+    objective = world.wrap(
+        Objective(generator, clip=schedule.clip, diversity=diversity, decay=decay, amp=amp)
+    )
+    optimizer = torch.optim.AdamW(
+        generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5, fused=True
+    )
     networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
     first = 0
     state = run.resume()
@@ -161,6 +165,7 @@ def train_ghn(
         _same_run(run, state, own)
         generator.load_state_dict(state["generator"])
         average.generator.load_state_dict(state["average"])
+        state["optimizer"]["param_groups"][0]["fused"] = True  # checkpoints of older versions say None
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     train = train.to(device)
@@ -190,8 +195,7 @@ def train_ghn(
                 draws.append(diversity.noise(nodes, noise, stream).to(device))
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(step)
-        with torch.autocast(device, torch.bfloat16, enabled=amp):
-            loss, parts = objective(chosen, images, labels, draws or None)
+        loss, parts = objective(chosen, images, labels, draws or None)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(generator.parameters(), 5.0)
@@ -302,8 +306,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast of the networks")
     parser.add_argument("--check-every", type=at_least(1), default=1000)
+    parser.set_defaults(threads=1)  # more cores are for more processes, see docs/training.md
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,15 +51,24 @@ def predicted_parameters(
 
 
 def logits_with(
-    parameters: Mapping[str, Tensor], network: Sample, images: Tensor, clip: float | None = None
+    parameters: Mapping[str, Tensor],
+    network: Sample,
+    images: Tensor,
+    *,
+    clip: float | None = None,
+    amp: bool = False,
 ) -> Tensor:
-    """Return the logits of ``network``, BatchNorm on batch statistics, gradients clipped to a joint norm."""
+    """Return the logits of ``network``, BatchNorm on batch statistics, gradients clipped to a joint norm.
+
+    With ``amp`` the network computes in bfloat16.
+    """
     if network.spec.needs_full_size:
         images = resize(images, network.size)
     if clip is not None:
         clipped = ClipGradient.apply(clip, *parameters.values())
         parameters = dict(zip(parameters, clipped, strict=True))
-    logits: Tensor = functional_call(network.model, dict(parameters), (images,))
+    with torch.autocast(images.device.type, torch.bfloat16) if amp else nullcontext():
+        logits: Tensor = functional_call(network.rewritten, dict(parameters), (images,))
     return logits.float()
 
 
@@ -135,7 +145,8 @@ class Objective(nn.Module):
     on the flattened logits of the same images (paper, section on noise GHN), or as :class:`Diversity` says.
     ``decay`` times :func:`distance_from_standard` is added: a large constant in front of a matrix changes
     nothing that the loss sees, but SGD on that matrix then diverges at ordinary rates, and a large
-    classifier does the same to all before it.
+    classifier does the same to all before it. With ``amp`` the networks compute in bfloat16, the hypernetwork
+    in float32 still: its matrices are too small to gain.
     """
 
     def __init__(
@@ -145,10 +156,12 @@ class Objective(nn.Module):
         clip: float,
         diversity: Diversity | None = None,
         decay: float = 0.0,
+        amp: bool = False,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.clip, self.diversity, self.decay = clip, diversity or Diversity(), decay
+        self.amp = amp
 
     def forward(
         self,
@@ -185,4 +198,4 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor | float]:
         parameters = predicted_parameters(self.generator, network, noise)
         decay = self.decay * distance_from_standard(parameters, network) if self.decay else 0.0
-        return logits_with(parameters, network, images, clip), decay
+        return logits_with(parameters, network, images, clip=clip, amp=self.amp), decay

@@ -193,7 +193,7 @@ class TokenNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1)
         if self.positions is not None:
             x = x + self.positions
         x = self.norm(self.blocks(x))
