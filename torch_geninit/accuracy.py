@@ -11,7 +11,7 @@ from torch import nn
 
 from torch_geninit import initializers
 from torch_geninit._utils.determinism import fixed
-from torch_geninit.generators.trust.accuracy import Expectation
+from torch_geninit.generators.request import Expectation
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer.trace import GUESSED
 from torch_geninit.planning.build import OTHER_HEAD

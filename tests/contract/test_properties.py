@@ -23,10 +23,11 @@ import torch_geninit as geninit
 from tests.conftest import ghn_card, vae_card
 from tests.support.contract import AMBIENT, Broken, ambient, same, settings_of_torch, state, values
 from tests.support.random_networks import Recipe, permute
-from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact, Tile
 from torch_geninit.generators.entry import Route
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
+from torch_geninit.generators.request import Request, Verdict
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.generators.vae.model import SliceVAEs
 from torch_geninit.planning.plan import Plan
@@ -43,12 +44,14 @@ class Anything(WeightGenerator):
     def refusal(self, entry: Any, architecture: Any) -> str | None:
         return None
 
-    def verdict(self, plan: Plan) -> Verdict:
+    def verdict(self, request: Request) -> Verdict:
         return Verdict(True, 0.0, "trusts itself")
 
-    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Compact]:
+    def predict(
+        self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
+    ) -> dict[str, Compact]:
         tiles = {}
-        for entry in plan.generated:
+        for entry in request.generated:
             limits = [5, 3] + [10**9] * len(entry.shape)
             extents = [min(a, b) for a, b in zip(entry.shape, limits, strict=False)]
             block = torch.randn(extents, generator=noise_stream(seed or 0, entry.canonical))

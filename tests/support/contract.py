@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_geninit as geninit
-from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact
+from torch_geninit.generators.request import Request, Verdict
 from torch_geninit.planning.plan import Plan
 
 
@@ -149,11 +150,13 @@ class Broken(WeightGenerator):
     def refusal(self, entry: Any, architecture: Any) -> str | None:
         return self.inner.refusal(entry, architecture)
 
-    def verdict(self, plan: Plan) -> Verdict:
-        return self.inner.verdict(plan)
+    def verdict(self, request: Request) -> Verdict:
+        return self.inner.verdict(request)
 
-    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Compact]:
-        tiles = self.inner.predict(plan, seed=seed, noise_scale=noise_scale)
+    def predict(
+        self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
+    ) -> dict[str, Compact]:
+        tiles = self.inner.predict(request, seed=seed, noise_scale=noise_scale)
         self.spoil(tiles)
         return tiles
 

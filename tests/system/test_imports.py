@@ -35,7 +35,7 @@ NEVER = {
     "hub": {"parameters", "graph.tracer"},
     "hub.registry": {"graph"},
     "planning": {"hub", "convert"},
-    "planning.plan": {"generators.base", "planning.build", "planning.auto"},
+    "planning.plan": {"planning.build", "planning.auto"},
     "planning.prediction": {"generators", "planning.plan", "planning.build"},
     "convert": {"parameters", "planning"},
 }

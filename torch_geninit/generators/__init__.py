@@ -1,1 +1,1 @@
-"""Networks that make weights; they see a plan and a graph, never a user's module."""
+"""Networks that make weights; they are asked a request, and never see a user's module."""

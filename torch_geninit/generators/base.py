@@ -1,40 +1,24 @@
-"""What every generator shares: its card, what it must answer, its verdict on a network."""
+"""What every generator shares: its card, and the questions that it must answer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from torch_geninit.generators.compact import Compact
-    from torch_geninit.generators.entry import Entry
-    from torch_geninit.generators.trust.accuracy import Expectation
-    from torch_geninit.graph.architecture import Architecture
-    from torch_geninit.planning.plan import Plan
-
-
-class Verdict(NamedTuple):
-    """Whether a generator's prediction for a network is to be trusted.
-
-    Attributes:
-        trusted: False keeps the whole network as it is.
-        distance: how far the network is from what the generator was trained on; 0 is inside.
-        reason: one sentence for the warning.
-    """
-
-    trusted: bool
-    distance: float
-    reason: str
+from torch_geninit.generators.compact import Compact
+from torch_geninit.generators.entry import Entry
+from torch_geninit.generators.request import Expectation, Request, Verdict
+from torch_geninit.graph.architecture import Architecture
 
 
 class WeightGenerator(nn.Module):
     """Base of the networks that make weights.
 
-    A generator is built from its card's ``sizes``, reads a plan and returns compact predictions; it never
-    sees a module.
+    A generator is built from its card's ``sizes``, is asked a request and returns compact predictions; it
+    never sees a module, nor the plan of one.
     """
 
     kind: ClassVar[str]
@@ -67,16 +51,16 @@ class WeightGenerator(nn.Module):
         """Say why this generator can't fill ``entry``, or None if it can."""
         raise NotImplementedError
 
-    def verdict(self, plan: Plan) -> Verdict:
-        """Judge the network of ``plan``, whose entries to generate are marked."""
+    def verdict(self, request: Request) -> Verdict:
+        """Judge the network of ``request``, whose entries to generate are marked."""
         raise NotImplementedError
 
-    def expectation(self, plan: Plan) -> Expectation | None:
+    def expectation(self, request: Request) -> Expectation | None:
         """Say what accuracy to expect before training; None if no networks were measured."""
         return None
 
     def predict(
-        self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0
+        self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
     ) -> Mapping[str, Compact]:
-        """Return a compact prediction for every entry of ``plan`` that is to be generated."""
+        """Return a compact prediction for every entry of ``request`` that is to be generated."""
         raise NotImplementedError

@@ -6,15 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isfinite, prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from torch_geninit.generators.rng import noise_stream
-
-if TYPE_CHECKING:
-    from torch_geninit.graph.architecture import Shape
+from torch_geninit.graph.architecture import Shape
 
 STAGED_ELEMENTS = 1 << 22
 """Values expanded at a time for a parameter of another dtype or device: 16 MiB."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,10 @@ from torch.nn.parameter import is_lazy
 
 from torch_geninit._utils import interrupts
 from torch_geninit._utils.determinism import fixed
-from torch_geninit.generators.compact import runs
+from torch_geninit.generators.compact import Compact, runs
 from torch_geninit.parameters.dtensor import Indices, is_sharded, local_indices
 from torch_geninit.parameters.named import Slot
 from torch_geninit.parameters.reset import reset
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.compact import Compact
 
 WRITABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 

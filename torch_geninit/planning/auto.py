@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from torch_geninit._utils.determinism import fixed
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.planning.build import Head, plan_graph
 from torch_geninit.planning.plan import Plan, Verb
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.base import WeightGenerator
 
 
 def select(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_geninit._utils.determinism import fixed
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.entry import Entry, Layer, Route
 from torch_geninit.graph.architecture import Architecture, ParameterUse
 from torch_geninit.graph.queries import head_nodes
@@ -19,9 +20,6 @@ from torch_geninit.parameters.named import Slot, canonical, canonical_module, su
 from torch_geninit.planning.filters import Patterns, Wishes, read_wishes
 from torch_geninit.planning.plan import NAMED, Plan, Verb
 from torch_geninit.planning.shared_memory import keep_apart
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.base import WeightGenerator
 
 Head = Literal["auto", "keep", "generate"]
 Untrusted = Literal["keep", "generate"]
@@ -68,7 +66,12 @@ def plan_layers(
         entries = _aloud(entries, rules)
     entries = keep_apart(entries, slots, module)
     plan = Plan(
-        tuple(entries), "vae", type(module).__name__, source, pretrained, modules=_modules(module, name)
+        entries=tuple(entries),
+        verb="vae",
+        model=type(module).__name__,
+        source=source,
+        pretrained=pretrained,
+        modules=_modules(module, name),
     )
     return _insisted(_judged(plan), wishes)
 
@@ -127,7 +130,13 @@ def plan_graph(
         entries = _aloud(entries, rules)
     entries = keep_apart(entries, slots, model)
     plan = Plan(
-        tuple(entries), verb, type(model).__name__, source, pretrained, graph, modules=_modules(model)
+        entries=tuple(entries),
+        architecture=graph,
+        verb=verb,
+        model=type(model).__name__,
+        source=source,
+        pretrained=pretrained,
+        modules=_modules(model),
     )
     return _insisted(_judged(plan, untrusted), wishes)
 

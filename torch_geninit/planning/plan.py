@@ -10,15 +10,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from torch_geninit._utils.determinism import fixed
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.compact import Compact
 from torch_geninit.generators.entry import Entry, Route
-from torch_geninit.graph.architecture import Architecture
+from torch_geninit.generators.request import Request
 from torch_geninit.graph.drawing.draw import Drawing
 from torch_geninit.graph.tracer.clone import unwrap
 from torch_geninit.parameters.dtensor import gathered
@@ -28,10 +30,6 @@ from torch_geninit.parameters.write import check_prediction, check_writable
 from torch_geninit.planning import table
 from torch_geninit.planning.prediction import Kept, Prediction, refuse_kept
 from torch_geninit.planning.shared_memory import follows, shared_memory
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.base import Verdict, WeightGenerator
-    from torch_geninit.generators.compact import Compact
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Verb = Literal["vae", "ghn", "noise_ghn"]
@@ -45,19 +43,17 @@ MAX_NOISE = 1e6
 """Largest noise_scale: far beyond any use, far below what float32 holds."""
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Request):
     """What a verb does to each parameter of a model.
 
+    It is what its generator is asked, and what only the way back into the model needs besides.
+
     Attributes:
-        entries: one for each name in ``named_parameters(remove_duplicate=False)``.
         verb: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
         model: class name of the model.
         source: name of the generator, as it was given.
         pretrained: the generator itself.
-        architecture: the graph that a hypernetwork reads; None for ``vae`` and where there is nothing to
-            fill.
-        verdict: whether the generator's prediction is to be trusted; None where it was not asked.
         automatic: whether ``pretrained="auto"`` chose the generator.
 
     Examples:
@@ -66,13 +62,10 @@ class Plan:
         >>> model.apply(plan.predict().write_)            # doctest: +SKIP
     """
 
-    entries: tuple[Entry, ...]
     verb: Verb
     model: str
     source: str
     pretrained: WeightGenerator = field(repr=False, compare=False)
-    architecture: Architecture | None = field(default=None, repr=False)
-    verdict: Verdict | None = None
     automatic: bool = field(default=False, repr=False, compare=False)
     modules: WeakKeyDictionary[nn.Module, str] = field(
         default_factory=WeakKeyDictionary, repr=False, compare=False
@@ -93,25 +86,6 @@ class Plan:
         self.__dict__.update(state, modules=WeakKeyDictionary())
 
     @cached_property
-    def generated(self) -> tuple[Entry, ...]:
-        """Entries that the generator fills, in the order of the graph, not of registration.
-
-        Generators decode many at once, and the last bits of a row of a product go by its position.
-        """
-        found = self._with(Route.GENERATED)
-        return tuple(sorted(found, key=lambda e: (-1, "") if e.node is None else (e.node, e.canonical)))
-
-    @cached_property
-    def skipped(self) -> tuple[Entry, ...]:
-        """Entries that a verb warns about."""
-        return self._with(Route.SKIPPED)
-
-    @cached_property
-    def kept(self) -> tuple[Entry, ...]:
-        """Entries that are left as they are by design."""
-        return self._with(Route.KEPT)
-
-    @cached_property
     def graph(self) -> Drawing | None:
         """The architecture, as a drawing with what happens to each parameter; None where there is none.
 
@@ -122,9 +96,6 @@ class Plan:
             return None
         routes = {entry.name: (entry.route.value, entry.reason) for entry in self.entries}
         return Drawing.of(self.architecture, routes, f"{self.verb}_ on {self.model}, {self.source}")
-
-    def _with(self, route: Route) -> tuple[Entry, ...]:
-        return tuple(entry for entry in self.entries if entry.route is route)
 
     def complaint(self, *, strict: bool = False, kept: Kept = "keep") -> str | None:
         """Say in a sentence or two what is skipped, why, and what to do; None if nothing is."""

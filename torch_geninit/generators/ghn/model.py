@@ -6,26 +6,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isfinite, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_geninit._utils.checks import expect
-from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Tile
+from torch_geninit.generators.entry import Entry
 from torch_geninit.generators.ghn.decoder import Decoder, Piece
 from torch_geninit.generators.ghn.encoder import Encoder
 from torch_geninit.generators.ghn.features import NodeFeatures, node_features
+from torch_geninit.generators.request import Expectation, Request, Verdict
 from torch_geninit.generators.rng import noise_stream
-from torch_geninit.generators.trust.accuracy import Expectation, MeasuredNetworks
+from torch_geninit.generators.trust.accuracy import MeasuredNetworks
 from torch_geninit.generators.trust.domain import MEASURES, expectation, judge
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
 from torch_geninit.graph.queries import head_nodes, normalised_kernels, packed_sections
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.entry import Entry
-    from torch_geninit.planning.plan import Plan
 
 SIZES = (
     "primitives",
@@ -186,22 +184,24 @@ class GraphHyperNetwork(WeightGenerator):
         named = "bias of its own" if what == "bias bias" else what
         return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {named}"
 
-    def verdict(self, plan: Plan) -> Verdict:
-        return judge(plan, self.card["trained"], self.classes, self._measured)
+    def verdict(self, request: Request) -> Verdict:
+        return judge(request, self.card["trained"], self.classes, self._measured)
 
     @cached_property
     def _measured(self) -> MeasuredNetworks | None:
         return MeasuredNetworks(self.card["measured"]) if "measured" in self.card else None
 
-    def expectation(self, plan: Plan) -> Expectation | None:
-        if self._measured is None or plan.verdict is None:
+    def expectation(self, request: Request) -> Expectation | None:
+        if self._measured is None or request.verdict is None:
             return None
-        distance = plan.verdict.distance
-        return expectation(plan, distance, self.card["trained"], self.classes, self._measured)
+        distance = request.verdict.distance
+        return expectation(request, distance, self.card["trained"], self.classes, self._measured)
 
     @torch.no_grad()
-    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
-        architecture = plan.architecture
+    def predict(
+        self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
+    ) -> dict[str, Tile]:
+        architecture = request.architecture
         if architecture is None:
             raise ValueError("a graph hypernetwork needs the graph of the network; the plan has none")
         expect(
@@ -210,7 +210,7 @@ class GraphHyperNetwork(WeightGenerator):
             "a positive number",
             self.kernel_scale,
         )
-        canonical = {entry.name: entry.canonical for entry in plan.entries}
+        canonical = {entry.name: entry.canonical for entry in request.entries}
 
         def draw(index: int) -> Tensor:
             # A node's noise goes by its first parameter, whether or not that one is generated itself.
@@ -220,7 +220,7 @@ class GraphHyperNetwork(WeightGenerator):
 
         noisy = bool(self.noise_width) and seed is not None
         mirrored = noisy and self.mirror and noise_scale != 0 and (seed or 0) % 2 == 1
-        names = [entry.name for entry in plan.generated]
+        names = [entry.name for entry in request.generated]
         tiles = self(architecture, names, noise=draw if noisy else None)
         normalised = normalised_kernels(architecture)
         predicted = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Tile
+from torch_geninit.generators.entry import Entry
 from torch_geninit.generators.published.decoders import (
     FlatDecoder,
     KernelDecoder,
@@ -24,13 +25,9 @@ from torch_geninit.generators.published.decoders import (
 from torch_geninit.generators.published.encoders import GatedGNN, GraphTransformer, NodeMLP
 from torch_geninit.generators.published.features import ShapeEncoder, distances, node_shape
 from torch_geninit.generators.published.reader.vocabulary import PRIMITIVES
+from torch_geninit.generators.request import Request, Verdict
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.graph.architecture import Architecture, Shape
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.entry import Entry
-    from torch_geninit.planning.plan import Plan
-
 
 _BOUNDS = (("family", 2, 3), ("width", 4, 4096), ("kernel", 1, 64), ("layers", 0, 256), ("heads", 0, 256))
 
@@ -130,7 +127,7 @@ class PublishedGHN(WeightGenerator):
             )
         return None
 
-    def verdict(self, plan: Plan) -> Verdict:
+    def verdict(self, request: Request) -> Verdict:
         return Verdict(True, 0.0, "published hypernetworks say nothing of where they stop being good")
 
     def embeddings(self, architecture: Architecture) -> Tensor:
@@ -143,12 +140,16 @@ class PublishedGHN(WeightGenerator):
         return out
 
     @torch.no_grad()
-    def predict(self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0) -> dict[str, Tile]:
-        if plan.architecture is None:
+    def predict(
+        self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
+    ) -> dict[str, Tile]:
+        if request.architecture is None:
             raise ValueError("a hypernetwork needs the graph of the network; the plan has none")
-        shapes = {entry.name: entry.shape for entry in plan.generated}
-        canonical = {entry.name: entry.canonical for entry in plan.generated}
-        values = self.decode(plan.architecture, shapes, lambda name: noise_stream(seed or 0, canonical[name]))
+        shapes = {entry.name: entry.shape for entry in request.generated}
+        canonical = {entry.name: entry.canonical for entry in request.generated}
+        values = self.decode(
+            request.architecture, shapes, lambda name: noise_stream(seed or 0, canonical[name])
+        )
         return {
             entry.name: Tile(
                 _widened(values[entry.name], entry.shape),
@@ -156,7 +157,7 @@ class PublishedGHN(WeightGenerator):
                 scale=scale(entry.shape) if self.weight_norm and len(entry.shape) > 1 else 1.0,
                 name=entry.canonical,
             )
-            for entry in plan.generated
+            for entry in request.generated
         }
 
     def decode(

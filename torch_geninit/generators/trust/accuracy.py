@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_geninit._utils.checks import expect
+from torch_geninit.generators.request import Expectation
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.queries import NORMS, head_nodes
 
@@ -21,50 +22,10 @@ NUMBERS = 9
 """Length of a description."""
 LARGEST = 1e9
 """Of the numbers in a record, and of their inverses where they must be positive: nothing overflows then."""
-FAR = 10.0
-"""Standard deviations from which a distance tells no more than that it is large."""
 LEAST_NOISE = 1e-3
 """Of noise to signal: equal descriptions make the covariance singular without noise."""
 LEAST_HALF = 0.025
 """Half of the 90 % interval that a thousand images leave of an accuracy: none is expected more exactly."""
-
-
-class Expectation(NamedTuple):
-    """What to expect of generated weights before any training.
-
-    Attributes:
-        accuracy: expected share of test images classified correctly, BatchNorm calibrated.
-        low, high: ends of the 90 % interval.
-        distance: to the nearest of the networks that were measured, in standard deviations among these.
-        nearest: names of the nearest ones, nearest first.
-        images: what accuracy is measured on.
-        from_training: distance of the graph from the networks of training, 0 inside them, as in a plan's
-            verdict; not a number where a description alone was asked about.
-        caveat: why the model itself will not start like that, empty where it will: a verb keeps it, for lack
-            of trust, or its classifier, or it reads other images.
-        source: the generator that was asked.
-    """
-
-    accuracy: float
-    low: float
-    high: float
-    distance: float
-    nearest: tuple[str, ...]
-    images: str
-    from_training: float = math.nan
-    caveat: str = ""
-    source: str = ""
-
-    def __str__(self) -> str:
-        away = f"{self.distance:.2f} standard deviations" if self.distance < FAR else "far"
-        caveat = f"{self.caveat}. If it were otherwise: " if self.caveat else ""
-        by = f" by {self.source}" if self.source else ""
-        interval = f"{100 * self.low:.0f} to {100 * self.high:.0f} %"
-        return (
-            f"{caveat}{100 * self.accuracy:.0f} % ({interval}) on {self.images} before training{by}; "
-            f"distance from the training networks {self.from_training:.2f}; nearest "
-            f"measured network: {self.nearest[0]}, {away} away"
-        )
 
 
 def describe(architecture: Architecture, distance: float, refused: float, classes: int) -> Tensor:

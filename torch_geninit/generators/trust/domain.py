@@ -6,17 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch_geninit.generators.base import Verdict
-from torch_geninit.generators.trust.accuracy import Expectation, MeasuredNetworks, describe
+from torch_geninit.generators.entry import Entry
+from torch_geninit.generators.request import Expectation, Request, Verdict
+from torch_geninit.generators.trust.accuracy import MeasuredNetworks, describe
 from torch_geninit.graph.architecture import Architecture, Node, Shape
 from torch_geninit.graph.queries import NORMS
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.entry import Entry
-    from torch_geninit.planning.plan import Plan
-
 
 WIDTHS = ("widest convolution (log2)", "narrowest convolution (log2)")
 MEASURES = ("convolutions (log2)", "linear layers (log2)", *WIDTHS, "resolutions")
@@ -151,16 +147,16 @@ def _in_words(name: str, value: float, low: float, high: float) -> str:
 
 
 def judge(
-    plan: Plan, trained: Mapping[str, Any], classes: int, measured: MeasuredNetworks | None = None
+    request: Request, trained: Mapping[str, Any], classes: int, measured: MeasuredNetworks | None = None
 ) -> Verdict:
     """Trust a network if every matrix can be generated, it is near enough, and surely starts above chance.
 
     Surely: the lower end of the interval of the expected accuracy is the record's ``least`` or more.
     """
-    if plan.architecture is None:
+    if request.architecture is None:
         raise ValueError("the plan has no graph to judge")
-    d, reason = distance(profile(plan.architecture), trained)
-    refused = _refused(plan)
+    d, reason = distance(profile(request.architecture), trained)
+    refused = _refused(request)
     if refused:
         first, several = refused[0], "s" if len(refused) > 1 else ""
         return Verdict(
@@ -172,7 +168,7 @@ def judge(
     reason = f"distance {d:.3f}, trusted up to {threshold:.3f}: {reason}"
     if d > threshold or measured is None:
         return Verdict(d <= threshold, d, reason)
-    told = expectation(plan, d, trained, classes, measured)
+    told = expectation(request, d, trained, classes, measured)
     if told.low < measured.least:
         return Verdict(
             False,
@@ -184,22 +180,22 @@ def judge(
 
 
 def expectation(
-    plan: Plan, distance: float, trained: Mapping[str, Any], classes: int, measured: MeasuredNetworks
+    request: Request, distance: float, trained: Mapping[str, Any], classes: int, measured: MeasuredNetworks
 ) -> Expectation:
-    """Say what accuracy to expect of the network of ``plan``; what the user keeps is taken as generated.
+    """Say what accuracy to expect of the network of ``request``; what the user keeps is taken as generated.
 
     Of a network outside of those of training chance is expected, and at most what the measured ones tell:
     most of them start at chance, and their descriptions don't say which.
     """
-    if plan.architecture is None:
+    if request.architecture is None:
         raise ValueError("the plan has no graph to tell from")
-    sizes = {entry.name: math.prod(entry.shape) for entry in plan.entries}
-    refused = sum(sizes[entry.name] for entry in plan.skipped) / max(1, sum(sizes.values()))
-    told = measured(describe(plan.architecture, distance, refused, classes))
-    if _refused(plan) or distance > float(trained["threshold"]):
+    sizes = {entry.name: math.prod(entry.shape) for entry in request.entries}
+    refused = sum(sizes[entry.name] for entry in request.skipped) / max(1, sum(sizes.values()))
+    told = measured(describe(request.architecture, distance, refused, classes))
+    if _refused(request) or distance > float(trained["threshold"]):
         told = measured.at_most(told)
     return told._replace(from_training=distance)
 
 
-def _refused(plan: Plan) -> list[Entry]:
-    return [e for e in plan.entries if e.route.value == "skipped" and len(e.shape) > 1]
+def _refused(request: Request) -> list[Entry]:
+    return [e for e in request.entries if e.route.value == "skipped" and len(e.shape) > 1]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch_geninit.graph.architecture import Shape
+from torch_geninit.graph.architecture import Shape
 
 LOG_SCALE_LIMIT = 3.0
 """Bound on a slice's log-scale: no draw is more than e^3 times wider or narrower than its layer."""

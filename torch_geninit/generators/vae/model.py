@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_geninit.generators.base import Verdict, WeightGenerator
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact, blocks_of_rows, runs
+from torch_geninit.generators.entry import Entry
+from torch_geninit.generators.request import Request, Verdict
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.generators.vae.decoders import PaperDecoder, SliceDecoder
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.entry import Entry
-    from torch_geninit.graph.architecture import Architecture, Shape
-    from torch_geninit.planning.plan import Plan
+from torch_geninit.graph.architecture import Architecture, Shape
 
 CHUNK = 8192
 """Slices decoded at once. Noise is drawn chunk by chunk, so this number is part of the sampling algorithm."""
@@ -234,16 +232,16 @@ class SliceVAEs(WeightGenerator):
             return f"no VAE for kernel size {_times(layer.kernel_size)}, trained on {', '.join(known)}"
         return None
 
-    def verdict(self, plan: Plan) -> Verdict:
+    def verdict(self, request: Request) -> Verdict:
         return Verdict(True, 0.0, "slices are drawn layer by layer, whatever the network around them")
 
     def predict(
-        self, plan: Plan, *, seed: int | None = None, noise_scale: float = 1.0
+        self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
     ) -> dict[str, SliceDraws]:
         """Say how every parameter is drawn; the same seed and name give the same values.
 
         Args:
-            plan: whose generated entries are convolution weights that :meth:`refusal` lets pass.
+            request: whose generated entries are convolution weights that :meth:`refusal` lets pass.
             seed: of all noise; required, since a VAE without noise would make every slice the same.
             noise_scale: factor on all noise.
 
@@ -252,7 +250,7 @@ class SliceVAEs(WeightGenerator):
         """
         if seed is None:
             raise ValueError("slice VAEs draw random weights: expected a seed, got None; pass seed=")
-        return {entry.name: self._draws(entry, seed, noise_scale) for entry in plan.generated}
+        return {entry.name: self._draws(entry, seed, noise_scale) for entry in request.generated}
 
     def _draws(self, entry: Entry, seed: int, noise_scale: float) -> SliceDraws:
         index = self._serving(entry)

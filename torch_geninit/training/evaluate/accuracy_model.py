@@ -16,7 +16,8 @@ from torch import Tensor
 
 import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.generators.trust.accuracy import NUMBERS, Expectation, MeasuredNetworks, describe
+from torch_geninit.generators.request import Expectation
+from torch_geninit.generators.trust.accuracy import NUMBERS, MeasuredNetworks, describe
 from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import heldout
