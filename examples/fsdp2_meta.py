@@ -53,14 +53,14 @@ def build(device: torch.device) -> nn.Module:
     # The generator's ten classes are other ones: the classifier is reset, as BatchNorm's buffers are, and
     # draws from the global random state, which has to be the same everywhere.
     torch.manual_seed(0)
-    return geninit.ghn_(model, graph=graph, head="keep", kept="reset")
+    return geninit.ghn_(model, graph=graph, head="keep", unfilled="reset")
 
 
 def compare(model: nn.Module) -> None:
     """Initialise the whole network too and compare every parameter."""
     whole = resnet20(num_classes=10)
     torch.manual_seed(0)
-    geninit.ghn_(whole, head="keep", kept="reset")
+    geninit.ghn_(whole, head="keep", unfilled="reset")
     for (name, p), q in zip(model.named_parameters(), whole.parameters(), strict=True):
         if not torch.equal(p.full_tensor().cpu(), q.detach()):
             raise SystemExit(f"{name} differs from the single process's")

@@ -18,7 +18,7 @@ from torch_geninit.planning.auto import select
 from torch_geninit.planning.build import Head, Untrusted, plan_graph, plan_layers
 from torch_geninit.planning.filters import Patterns
 from torch_geninit.planning.plan import Plan, Verb
-from torch_geninit.planning.prediction import Kept, refuse_kept
+from torch_geninit.planning.prediction import Unfilled, refuse_unfilled
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Pretrained = str | os.PathLike[str] | WeightGenerator
@@ -115,7 +115,7 @@ def vae_(
         local_files_only=local_files_only,
         token=token,
     )
-    return _fill(module, made, seed=seed, generator=generator, kept="keep", strict=strict)
+    return _fill(module, made, seed=seed, generator=generator, unfilled="keep", strict=strict)
 
 
 def ghn_(
@@ -126,7 +126,7 @@ def ghn_(
     graph: Architecture | None = None,
     head: Head = "auto",
     untrusted: Untrusted = "keep",
-    kept: Kept = "keep",
+    unfilled: Unfilled = "keep",
     include: Patterns = None,
     exclude: Patterns = None,
     strict: bool = False,
@@ -159,7 +159,7 @@ def ghn_(
         untrusted: what happens to a network too far from those seen in training, or not expected to start
             surely above chance (:func:`expect`): ``"keep"`` leaves it as it is, ``"generate"`` fills what can
             be filled, which may be worse than random numbers.
-        kept: what happens to parameters that are not generated, excluded and frozen ones among them.
+        unfilled: what happens to parameters that are not generated, excluded and frozen ones among them.
             ``"keep"``: nothing. ``"reset"``: their modules, and modules with buffers, call
             ``reset_parameters()`` first, which draws from torch's global random state; for models that come
             out of ``to_empty``. ``"error"``: raise if there are any.
@@ -173,7 +173,8 @@ def ghn_(
         ``model`` itself.
 
     Raises:
-        StrictError: with ``strict=True`` or ``kept="error"``, names the parameters that would not be filled.
+        StrictError: with ``strict=True`` or ``unfilled="error"``, names the parameters that would not be
+            filled.
         TraceError: if the architecture can't be read.
         ValueError: if a parameter to fill is on the meta device, lazy, quantised or not of a floating type,
             or if the head or the graph doesn't fit.
@@ -201,7 +202,7 @@ def ghn_(
         local_files_only=local_files_only,
         token=token,
     )
-    return _fill(model, made, kept=kept, strict=strict)
+    return _fill(model, made, unfilled=unfilled, strict=strict)
 
 
 def noise_ghn_(
@@ -214,7 +215,7 @@ def noise_ghn_(
     graph: Architecture | None = None,
     head: Head = "auto",
     untrusted: Untrusted = "keep",
-    kept: Kept = "keep",
+    unfilled: Unfilled = "keep",
     include: Patterns = None,
     exclude: Patterns = None,
     strict: bool = False,
@@ -236,7 +237,7 @@ def noise_ghn_(
         seed: of the noise.
         noise_scale: sigma; 0 gives every seed the same weights, without mirroring, larger values more
             different members.
-        pretrained, example_inputs, graph, head, untrusted, kept: as in :func:`ghn_`.
+        pretrained, example_inputs, graph, head, untrusted, unfilled: as in :func:`ghn_`.
         include, exclude, strict: as in :func:`ghn_`.
         revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
 
@@ -267,7 +268,7 @@ def noise_ghn_(
         local_files_only=local_files_only,
         token=token,
     )
-    return _fill(model, made, seed=seed, noise_scale=noise_scale, kept=kept, strict=strict)
+    return _fill(model, made, seed=seed, noise_scale=noise_scale, unfilled=unfilled, strict=strict)
 
 
 def plan(
@@ -389,7 +390,7 @@ def _fill(
     module: ModuleT,
     made: Plan,
     *,
-    kept: Kept,
+    unfilled: Unfilled,
     strict: bool,
     seed: int | None = None,
     generator: torch.Generator | None = None,
@@ -397,17 +398,17 @@ def _fill(
 ) -> ModuleT:
     if not isinstance(strict, bool):
         raise TypeError(f"strict: expected True or False, got {strict!r}")
-    complaint = made.complaint(strict=strict, kept=kept)
+    complaint = made.complaint(strict=strict, unfilled=unfilled)
     if strict and complaint is not None:
         names = ", ".join(entry.name for entry in made.skipped[:10])
         more = ", ..." if len(made.skipped) > 10 else ""
         raise StrictError(f"{complaint}.\nThese are {names}{more}; nothing was changed")
     targets = made.match(module)
-    refuse_kept(kept, targets.left)
+    refuse_unfilled(unfilled, targets.left)
     if generator is not None and made.generated:
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
     if complaint is not None:
         # Before the first write: a warning may be turned into an error.
         warn(complaint, GenInitWarning, stacklevel=3)
-    return prediction.fill(module, targets, kept)
+    return prediction.fill(module, targets, unfilled)

@@ -105,7 +105,7 @@ def test_what_is_reset_is_not_told_to_stay_as_it_is(tiny: Callable[[str], Weight
     before = values(model)
     words = "ghn_ does not generate .* of Net, whose modules reset them: "
     with pytest.warns(geninit.GenInitWarning, match=words):
-        geninit.ghn_(model, pretrained=tiny("ghn"), kept="reset")
+        geninit.ghn_(model, pretrained=tiny("ghn"), unfilled="reset")
     assert not equal(values(model)["stem.weight"], before["stem.weight"])
 
 

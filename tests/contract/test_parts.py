@@ -30,7 +30,7 @@ def test_part_by_part_equals_whole(verb: Verb) -> None:
 
 
 def test_plan_on_meta_fills_the_materialised_model(verb: Verb) -> None:
-    expected = values(verb(fresh(), kept="reset") if verb.name != "vae" else verb(fresh()))
+    expected = values(verb(fresh(), unfilled="reset") if verb.name != "vae" else verb(fresh()))
     with torch.device("meta"):
         model = Net()
     plan = verb.plan(model)

@@ -152,7 +152,7 @@ def test_what_is_generated_reaches_the_model(
     }
     expected, filled = geninit.ghn_(model(), **options), model()
     before = objects(filled)
-    geninit.ghn_(filled, **options, kept="reset")
+    geninit.ghn_(filled, **options, unfilled="reset")
     assert objects(filled) == before
     generated = [e.name for e in geninit.plan(model(), **options).generated]
     assert "5.weight" in generated

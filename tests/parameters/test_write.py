@@ -238,7 +238,7 @@ class TestReset:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.detach().fill_(torch.nan if tensor.is_floating_point() else -1)
         torch.manual_seed(3)
-        geninit.ghn_(model, pretrained=tiny("ghn"), head="keep", kept="reset")
+        geninit.ghn_(model, pretrained=tiny("ghn"), head="keep", unfilled="reset")
         torch.manual_seed(3)
         head = nn.Linear(18, 10)
         assert torch.equal(model[5].weight, head.weight)  # type: ignore[index]
@@ -262,7 +262,7 @@ class TestReset:
         model[1].running_mean.fill_(5.0)
         before = {k: v.clone() for k, v in model.state_dict().items()}
         with pytest.raises(RuntimeError, match=r"reset_parameters\(\) of a Failing failed: on purpose"):
-            geninit.ghn_(model, pretrained=tiny("ghn"), kept="reset")
+            geninit.ghn_(model, pretrained=tiny("ghn"), unfilled="reset")
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
     def test_a_module_that_cannot_reset_is_named(self, tiny: Generators) -> None:
@@ -282,7 +282,7 @@ class TestReset:
             pytest.warns(geninit.GenInitWarning),
             pytest.raises(ValueError, match="'scale' is not generated.*Scaled, has no reset_parameters"),
         ):
-            geninit.ghn_(model, pretrained=tiny("ghn"), kept="reset")
+            geninit.ghn_(model, pretrained=tiny("ghn"), unfilled="reset")
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
     def test_buffers_that_nobody_resets_are_told(self, tiny: Generators) -> None:
@@ -297,7 +297,7 @@ class TestReset:
                 return out
 
         with pytest.warns(geninit.GenInitWarning, match=r"leaves 1 buffers .*: scale$") as warned:
-            geninit.ghn_(Scaled(), pretrained=tiny("ghn"), kept="reset")
+            geninit.ghn_(Scaled(), pretrained=tiny("ghn"), unfilled="reset")
         assert [w.filename for w in warned] == [__file__]
 
     def test_a_buffer_without_data_is_refused_by_name(self, tiny: Generators) -> None:
@@ -305,7 +305,7 @@ class TestReset:
         model[1].running_var = torch.empty(18, device="meta")  # type: ignore[index]
         before = {k: v.clone() for k, v in model.named_parameters()}
         with pytest.raises(ValueError, match=r"'1\.running_var' can't be reset.*meta device.*to_empty"):
-            geninit.ghn_(model, pretrained=tiny("ghn"), kept="reset")
+            geninit.ghn_(model, pretrained=tiny("ghn"), unfilled="reset")
         assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
     def test_a_sharded_module_that_resets_only_a_part_is_refused_and_undone(self) -> None:
@@ -331,7 +331,7 @@ class TestReset:
         model = Model()
         plan = geninit.plan(model, "vae", pretrained=tiny("vae"))
         torch.manual_seed(1)
-        plan.write_(model, seed=0, kept="reset")
+        plan.write_(model, seed=0, unfilled="reset")
         assert torch.equal(model.attention.out_proj.bias, torch.zeros(8))
         torch.manual_seed(1)
         expected = nn.MultiheadAttention(8, 2)
@@ -341,10 +341,10 @@ class TestReset:
     def test_error_names_what_would_be_left(self, tiny: Generators) -> None:
         model = net()
         with pytest.raises(geninit.StrictError, match=r"2 parameters are not generated: 5\.weight, 5\.bias"):
-            geninit.ghn_(model, pretrained=tiny("ghn"), head="keep", kept="error")
-        geninit.ghn_(model, pretrained=tiny("ghn"), kept="error")
+            geninit.ghn_(model, pretrained=tiny("ghn"), head="keep", unfilled="error")
+        geninit.ghn_(model, pretrained=tiny("ghn"), unfilled="error")
         with pytest.raises(ValueError, match="'keep', 'reset' or 'error', got 'drop'"):
-            geninit.ghn_(model, pretrained=tiny("ghn"), kept="drop")  # type: ignore[arg-type]
+            geninit.ghn_(model, pretrained=tiny("ghn"), unfilled="drop")  # type: ignore[arg-type]
 
 
 class TestAmbient:

@@ -283,7 +283,7 @@ def meta_models_are_refused_by_name(world: World) -> None:
         world.ghn_(model)
     model[3].to_empty(device="cpu")  # type: ignore[index]
     with pytest.raises(ValueError, match=r"(?s)'0\.weight' can't be written.*meta device.*to_empty"):
-        world.ghn_(model, kept="reset")
+        world.ghn_(model, unfilled="reset")
 
 
 def materialised(classes: int, world: World, way: Way) -> nn.Module:
@@ -297,7 +297,7 @@ def materialised(classes: int, world: World, way: Way) -> nn.Module:
         for tensor in (*model.parameters(), *model.buffers()):
             local(tensor).fill_(torch.nan if tensor.is_floating_point() else -1)
     torch.manual_seed(7)
-    return world.ghn_(model, graph=graph, kept="reset")
+    return world.ghn_(model, graph=graph, unfilled="reset")
 
 
 def losses(model: nn.Module, steps: int = 5) -> list[float]:
@@ -318,7 +318,7 @@ def losses(model: nn.Module, steps: int = 5) -> list[float]:
 def from_meta_it_trains_as_alone(world: World) -> None:
     torch.manual_seed(7)
     # Seven classes: the head is not generated, and its own initialisation is random.
-    expected = world.ghn_(seeded(7), kept="reset")
+    expected = world.ghn_(seeded(7), unfilled="reset")
     model = materialised(7, world, fsdp)
     assert_same(model, expected)
     for (name, b), c in zip(model.named_buffers(), expected.buffers(), strict=True):
@@ -330,7 +330,7 @@ def from_meta_it_trains_as_alone(world: World) -> None:
 
 def what_is_reset_is_the_slice_too(world: World) -> None:
     torch.manual_seed(7)
-    expected = world.ghn_(seeded(7), kept="reset")
+    expected = world.ghn_(seeded(7), unfilled="reset")
     for way in (columns, rows_and_columns, fsdp_over_tensor_parallel):
         with counted() as counter:
             model = materialised(7, world, way)

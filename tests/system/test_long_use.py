@@ -48,7 +48,7 @@ def calls(tiny_file: File) -> Iterator[Callable[[], nn.Module]]:
         yield lambda: geninit.vae_(net(), pretrained=tiny_file("vae"), seed=1)
         yield lambda: geninit.ghn_(net(), pretrained=tiny_file("ghn"), **options)
         yield lambda: geninit.noise_ghn_(net(), 1, pretrained=loaded, **options)
-        yield lambda: geninit.plan(net(), pretrained=loaded).write_(net(), kept="reset")
+        yield lambda: geninit.plan(net(), pretrained=loaded).write_(net(), unfilled="reset")
         yield lambda: refused(tiny_file)
 
 

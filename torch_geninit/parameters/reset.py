@@ -39,7 +39,7 @@ def to_reset(module: nn.Module, left: Sequence[Slot]) -> list[nn.Module]:
             raise ValueError(
                 f"parameter {owned.name!r} is not generated and can't be reset: its module, a "
                 f"{type(part).__name__}, {why}. Initialise it yourself and call with "
-                "kept='keep'; nothing was changed"
+                "unfilled='keep'; nothing was changed"
             )
         if owned is not None or (resettable and next(part.buffers(recurse=False), None) is not None):
             modules.append(part)
@@ -54,7 +54,7 @@ def _check(module: nn.Module, resets: Sequence[nn.Module]) -> None:
             if is_loaded(tensor):
                 raise ValueError(
                     f"{names[id(tensor)]!r} was loaded from a checkpoint, and resetting its module, a "
-                    f"{type(part).__name__}, would destroy it. Call with kept='keep'; nothing was changed"
+                    f"{type(part).__name__}, would destroy it. Call with unfilled='keep'; nothing was changed"
                 )
             if tensor.is_meta:
                 raise ValueError(

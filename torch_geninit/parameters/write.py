@@ -63,7 +63,7 @@ def _unwritable(p: Tensor) -> tuple[str, str] | None:
         return (
             f"a tensor of shape {tuple(p.shape)} on the meta device",
             "Materialise with model.to_empty(device=...) first; its other parameters and buffers are then "
-            "to be reset too, as ghn_ does with kept='reset'",
+            "to be reset too, as ghn_ does with unfilled='reset'",
         )
     if p.is_quantized or p.dtype not in WRITABLE:
         return f"{p.dtype}", f"Initialise before converting the model, or {exclude}"

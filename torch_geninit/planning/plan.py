@@ -28,7 +28,7 @@ from torch_geninit.parameters.named import Slot, survey
 from torch_geninit.parameters.targets import Targets, find_targets
 from torch_geninit.parameters.write import check_prediction, check_writable
 from torch_geninit.planning import table
-from torch_geninit.planning.prediction import Kept, Prediction, refuse_kept
+from torch_geninit.planning.prediction import Prediction, Unfilled, refuse_unfilled
 from torch_geninit.planning.shared_memory import follows, shared_memory
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -97,7 +97,7 @@ class Plan(Request):
         routes = {entry.name: (entry.route.value, entry.reason) for entry in self.entries}
         return Drawing.of(self.architecture, routes, f"{self.verb}_ on {self.model}, {self.source}")
 
-    def complaint(self, *, strict: bool = False, kept: Kept = "keep") -> str | None:
+    def complaint(self, *, strict: bool = False, unfilled: Unfilled = "keep") -> str | None:
         """Say in a sentence or two what is skipped, why, and what to do; None if nothing is."""
         if not self.skipped:
             return None
@@ -122,7 +122,7 @@ class Plan(Request):
         loaded = self.source == self.pretrained.card.get("kind")  # an object, which has no name to pass
         chosen = "" if loaded else f", pretrained={self.source!r}"
         fate = f"leaves {counts} of {self.model} as they are"
-        if kept == "reset":
+        if unfilled == "reset":
             fate = f"does not generate {counts} of {self.model}, whose modules reset them"
         return (
             f"{self.verb}_ {fate}: {'; '.join(parts)}. "
@@ -177,7 +177,7 @@ class Plan(Request):
         module: ModuleT,
         *,
         prefix: str | None = None,
-        kept: Kept = "keep",
+        unfilled: Unfilled = "keep",
         seed: int | None = None,
         noise_scale: float = 1.0,
     ) -> ModuleT:
@@ -195,7 +195,7 @@ class Plan(Request):
             module: the model this plan was made from, a part of it, or one with the same parameter names.
             prefix: where ``module`` belongs in the planned model; needed only for a part of another object
                 than the planned one.
-            kept: as in :func:`ghn_`.
+            unfilled: as in :func:`ghn_`.
             seed, noise_scale: as in :meth:`predict`.
 
         Raises:
@@ -206,10 +206,10 @@ class Plan(Request):
             GenInitWarning: if loaded weights were kept in a whole model, outside of transformers' own pass.
         """
         targets = self.match(module, prefix, keep_loaded=True)
-        refuse_kept(kept, targets.left)
-        if not targets.filled and kept == "keep":
-            return Prediction(self, {}).apply(module, targets, kept)
-        return self.predict(seed=seed, noise_scale=noise_scale).apply(module, targets, kept)
+        refuse_unfilled(unfilled, targets.left)
+        if not targets.filled and unfilled == "keep":
+            return Prediction(self, {}).apply(module, targets, unfilled)
+        return self.predict(seed=seed, noise_scale=noise_scale).apply(module, targets, unfilled)
 
     def match(self, module: nn.Module, prefix: str | None = None, *, keep_loaded: bool = False) -> Targets:
         """Find the parameters of ``module`` that this plan fills, and check that they can be written.

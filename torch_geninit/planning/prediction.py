@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch_geninit.planning.plan import Plan
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-Kept = Literal["keep", "reset", "error"]
+Unfilled = Literal["keep", "reset", "error"]
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,28 @@ class Prediction:
     plan: Plan
     compact: Mapping[str, Compact] = field(repr=False)
 
-    def write_(self, module: ModuleT, *, prefix: str | None = None, kept: Kept = "keep") -> ModuleT:
+    def write_(self, module: ModuleT, *, prefix: str | None = None, unfilled: Unfilled = "keep") -> ModuleT:
         """Fill ``module``, the planned model or a part of it, in place; as :meth:`Plan.write_`."""
-        return self.apply(module, self.plan.match(module, prefix, keep_loaded=True), kept)
+        return self.apply(module, self.plan.match(module, prefix, keep_loaded=True), unfilled)
 
-    def apply(self, module: ModuleT, targets: Targets, kept: Kept) -> ModuleT:
+    def apply(self, module: ModuleT, targets: Targets, unfilled: Unfilled) -> ModuleT:
         """Write to parameters that were matched before, and mark them where transformers reads marks."""
         self._tell_loaded(module, targets)
-        self.fill(module, targets, kept)
+        self.fill(module, targets, unfilled)
         if transformers.reads_marks(chain((module,), self.plan.modules)):
             transformers.mark(targets.written())
         return module
 
-    def fill(self, module: ModuleT, targets: Targets, kept: Kept) -> ModuleT:
+    def fill(self, module: ModuleT, targets: Targets, unfilled: Unfilled) -> ModuleT:
         """Write to parameters that were matched before."""
-        refuse_kept(kept, targets.left)
+        refuse_unfilled(unfilled, targets.left)
         resets: list[nn.Module] = []
-        if kept == "reset":
+        if unfilled == "reset":
             check_writable(targets.left, targets.gathered)
             resets = to_reset(module, targets.left)
             if stale := stale_buffers(module):
                 warn(
-                    f"kept='reset' leaves {len(stale)} buffers as they are, whose modules have no "
+                    f"unfilled='reset' leaves {len(stale)} buffers as they are, whose modules have no "
                     f"reset_parameters(): {', '.join(stale[:4])}{', ...' if len(stale) > 4 else ''}",
                     GenInitWarning,
                     stacklevel=4,
@@ -79,13 +79,13 @@ class Prediction:
             )
 
 
-def refuse_kept(kept: Kept, left: Sequence[Slot]) -> None:
-    """Check the option ``kept``; with ``"error"`` refuse to leave any parameter as it is."""
-    if kept not in ("keep", "reset", "error"):
-        raise ValueError(f"kept: expected 'keep', 'reset' or 'error', got {kept!r}")
-    if kept == "error" and left:
+def refuse_unfilled(unfilled: Unfilled, left: Sequence[Slot]) -> None:
+    """Check the option ``unfilled``; with ``"error"`` refuse to leave any parameter as it is."""
+    if unfilled not in ("keep", "reset", "error"):
+        raise ValueError(f"unfilled: expected 'keep', 'reset' or 'error', got {unfilled!r}")
+    if unfilled == "error" and left:
         names = ", ".join(slot.name for slot in left[:10])
         raise StrictError(
-            f"kept='error', and {len(left)} parameters are not generated: {names}"
-            f"{', ...' if len(left) > 10 else ''}. Use kept='keep' or 'reset'; nothing was changed"
+            f"unfilled='error', and {len(left)} parameters are not generated: {names}"
+            f"{', ...' if len(left) > 10 else ''}. Use unfilled='keep' or 'reset'; nothing was changed"
         )
