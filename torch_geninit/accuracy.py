@@ -45,8 +45,8 @@ def expect(
 
     Returns:
         Expected accuracy with its 90 % interval, the distance from the training networks, the nearest of the
-        networks that were measured, the generator that was asked, and a caveat where a verb would keep the
-        model or its classifier.
+        networks that were measured, the generator that was asked, and a caveat where the initialiser would
+        keep the model or its classifier.
 
     Raises:
         ValueError: if the generator's file has no measured networks.

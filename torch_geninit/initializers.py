@@ -1,9 +1,10 @@
-"""The verbs: resolve -> plan -> predict -> write, nothing more."""
+"""The initialisers: resolve -> plan -> predict -> write, nothing more."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, TypeVar
 from warnings import warn
 
@@ -17,23 +18,23 @@ from torch_geninit.hub import registry
 from torch_geninit.planning.auto import select
 from torch_geninit.planning.build import Head, Untrusted, plan_graph, plan_layers
 from torch_geninit.planning.filters import Patterns
-from torch_geninit.planning.plan import Plan, Verb
+from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.prediction import Unfilled, refuse_unfilled
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Pretrained = str | os.PathLike[str] | WeightGenerator
 
-DEFAULTS: dict[Verb, str] = {
+DEFAULTS: dict[Method, str] = {
     "vae": "vae-cifar10",
     "ghn": "ghn-cifar10",
     "noise_ghn": "noise-ghn-cifar10",
 }
-KINDS: dict[Verb, tuple[str, ...]] = {
+KINDS: dict[Method, tuple[str, ...]] = {
     "vae": ("vae",),
     "ghn": ("ghn", "noise-ghn", "published-ghn"),
     "noise_ghn": ("noise-ghn",),
 }
-"""Kinds of generator that each verb can use, its own first; without its noise a noise-ghn is a ghn."""
+"""Kinds of generator that each method can use, its own first; without its noise a noise-ghn is a ghn."""
 
 
 def vae_(
@@ -84,7 +85,7 @@ def vae_(
     Raises:
         StrictError: with ``strict=True``, names the parameters that can't be filled.
         ValueError: if a parameter to fill is on the meta device, lazy, quantised or not of a floating type.
-        HubError: if the generator can't be had. After any error the module is as it was.
+        HubError: if the generator can't be loaded. After any error the module is as it was.
 
     Warns:
         GenInitWarning: once, if convolutions are left as they are because no VAE was trained on their kernel
@@ -178,7 +179,7 @@ def ghn_(
         TraceError: if the architecture can't be read.
         ValueError: if a parameter to fill is on the meta device, lazy, quantised or not of a floating type,
             or if the head or the graph doesn't fit.
-        HubError: if the generator can't be had. After any error the model is as it was.
+        HubError: if the generator can't be loaded. After any error the model is as it was.
 
     Warns:
         GenInitWarning: once, if parameters are left as they are because they are unsupported, unreached or
@@ -273,7 +274,7 @@ def noise_ghn_(
 
 def plan(
     model: nn.Module,
-    verb: Verb = "ghn",
+    method: Method = "ghn",
     *,
     pretrained: Pretrained | None = None,
     example_inputs: Any = None,
@@ -288,33 +289,37 @@ def plan(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Plan:
-    """Say for every parameter of ``model`` what a verb would do with it, and why; write nothing.
+    """Say for every parameter of ``model`` what an initialiser would do with it, and why; write nothing.
 
-    Works on the meta device. The verb called with the same arguments does what the plan says, or raises if
-    the memory of a parameter can't be written. Seeds and noise belong to :meth:`Plan.write_`.
+    Works on the meta device. The initialiser called with the same arguments does what the plan says, or
+    raises if the memory of a parameter can't be written. Seeds and noise belong to :meth:`Plan.write_`.
 
     Args:
         model: any network; it is not called.
-        verb: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
-        pretrained: as the verb's; by default the verb's own.
+        method: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
+        pretrained: as the initialiser's; by default its own.
         example_inputs, graph, head, untrusted: as in :func:`ghn_`; ``"vae"`` has no use for them.
         name: as in :func:`vae_`.
-        include, exclude: as the verb's.
-        revision, cache_dir, local_files_only, token: as the verb's.
+        include, exclude: as the initialiser's.
+        revision, cache_dir, local_files_only, token: as the initialiser's.
 
     Returns:
         The plan; print it, or apply it with :meth:`Plan.write_`.
 
     Raises:
-        TraceError, ValueError, HubError: as the verb.
+        TraceError, ValueError, HubError: as the initialiser.
 
     Examples:
         >>> made = plan(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), "vae")
         >>> [entry.route.value for entry in made.entries]
         ['generated', 'kept']
     """
-    if verb not in DEFAULTS:
-        raise ValueError(f"verb: expected one of {', '.join(map(repr, DEFAULTS))}, got {verb!r}")
+    if method not in DEFAULTS:
+        close = get_close_matches(str(method).lower(), DEFAULTS, n=1)
+        raise ValueError(
+            f"method: expected one of {', '.join(map(repr, DEFAULTS))}, got {method!r}"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(name, str):
@@ -323,10 +328,10 @@ def plan(
         if not isinstance(graph, Architecture):
             raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
         graph.check()
-    chosen = DEFAULTS[verb] if pretrained is None else pretrained
+    chosen = DEFAULTS[method] if pretrained is None else pretrained
     automatic = isinstance(chosen, str) and chosen == registry.AUTO
     if automatic:
-        if verb == "vae":
+        if method == "vae":
             raise ValueError(
                 f"pretrained={registry.AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer "
                 f"among the VAEs of one file, by default {DEFAULTS['vae']!r}"
@@ -335,8 +340,8 @@ def plan(
             raise ValueError(f"revision={revision!r} can't be combined with pretrained={registry.AUTO!r}")
         chosen, graph = select(
             model,
-            verb,
-            registry.outlines(KINDS[verb][0], cache_dir=cache_dir),
+            method,
+            registry.outlines(KINDS[method][0], cache_dir=cache_dir),
             example_inputs=example_inputs,
             graph=graph,
             head=head,
@@ -356,24 +361,24 @@ def plan(
         )
     weights.check_unchanged(source)
     kind = weights.card["kind"]
-    if kind not in KINDS[verb]:
+    if kind not in KINDS[method]:
         raise ValueError(
             f"pretrained={source!r} is of the wrong kind:\n"
-            f"  expected: {' or '.join(KINDS[verb])}, for {verb}_ and what tells about it\n"
+            f"  expected: {' or '.join(KINDS[method])}, for {method}_ and what tells about it\n"
             f"  got:      {kind}\n"
             "list_pretrained() says which is which"
         )
-    if verb == "vae":
+    if method == "vae":
         if example_inputs is not None or graph is not None or head != "auto" or untrusted != "keep":
             raise TypeError(
                 "a vae plan goes layer by layer: it takes no example_inputs=, graph=, head= or untrusted="
             )
         return plan_layers(model, weights, source, name=name, include=include, exclude=exclude)
     if name:
-        raise TypeError(f"a {verb} plan is of a whole model: it takes no name=")
+        raise TypeError(f"a {method} plan is of a whole model: it takes no name=")
     made = plan_graph(
         model,
-        verb,
+        method,
         weights,
         source,
         example_inputs=example_inputs,

@@ -109,7 +109,7 @@ class TestRoundTrip:
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
-            pytest.skip("no peak of memory to be had")
+            pytest.skip("no peak of memory is measured here")
         before = resident("VmRSS")
         assert file.read(path).card["sizes"]["depth"] == 24
         assert resident("VmHWM") - before < 1.3 * path.stat().st_size

@@ -341,6 +341,8 @@ class TestResolution:
         write_manifest(tmp_path, record(content), record(content, name="other"))
         with pytest.raises(HubError, match=r"'tyo'\. Did you mean 'toy'\? The manifest has: toy, other"):
             registry.load("tyo")
+        with pytest.raises(HubError, match=r"'TOY_'\. Did you mean 'toy'\?"):
+            registry.locate("TOY_")
 
     def test_path(self, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         # A path needs no manifest.

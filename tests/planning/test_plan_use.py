@@ -50,7 +50,7 @@ class TestUse:
     def test_plans_are_frozen_and_comparable(self, ghn: WeightGenerator) -> None:
         plan = geninit.plan(net(), pretrained=ghn)
         with pytest.raises(AttributeError):
-            plan.verb = "vae"  # type: ignore[misc]
+            plan.method = "vae"  # type: ignore[misc]
         assert plan == geninit.plan(net(), pretrained=ghn)
         assert plan != geninit.plan(net(), pretrained=ghn, head="keep")
         assert copy.copy(plan) == plan and copy.copy(plan).modules is plan.modules
@@ -147,3 +147,13 @@ def test_seven_billion_parameters_on_meta(ghn: WeightGenerator) -> None:
         model = nn.Sequential(*[nn.Linear(16384, 16384, bias=False) for _ in range(26)])
     plan = geninit.plan(model, pretrained=ghn, example_inputs=torch.empty(1, 16384, device="meta"))
     assert "numbers" in str(plan) and sum(e.shape[0] * e.shape[1] for e in plan.entries) > 6.9e9
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("ghn_", "ghn"), ("GHN", "ghn"), ("noise-ghn", "noise_ghn"), ("VAE_", "vae")]
+)
+def test_a_method_that_does_not_exist_is_met_with_one_that_does(given: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"got '{given}'; did you mean '{meant}'"):
+        geninit.plan(nn.Conv2d(3, 4, 3), given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected one of 'vae', 'ghn', 'noise_ghn', got 'kaiming'$"):
+        geninit.plan(nn.Conv2d(3, 4, 3), "kaiming")  # type: ignore[arg-type]

@@ -3,8 +3,8 @@
     python -m torch_geninit.convert SOURCE TARGET.safetensors
 
 SOURCE is a file, or ``repo_id:filename@revision`` on the Hub. This is the one place that reads pickles, and
-no verb imports it: torch files with ``weights_only=True`` after an inspection, joblib files by a reader that
-knows tensors and plain containers and nothing else.
+no initialiser imports it: torch files with ``weights_only=True`` after an inspection, joblib files by a
+reader that knows tensors and plain containers and nothing else.
 """
 
 from __future__ import annotations

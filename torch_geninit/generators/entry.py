@@ -17,7 +17,7 @@ class Route(str, Enum):
     KEPT = "kept"
     """Left as it is by design: excluded, frozen, a head of another size, not what the method draws."""
     SKIPPED = "skipped"
-    """Left as it is because unsupported, unreached or not to be trusted: verbs warn about these."""
+    """Left as it is because unsupported, unreached or not to be trusted: these are warned about."""
 
     def __str__(self) -> str:
         return self.value

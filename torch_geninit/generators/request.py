@@ -39,7 +39,7 @@ class Expectation(NamedTuple):
         images: what accuracy is measured on.
         from_training: distance of the graph from the networks of training, 0 inside them, as in a plan's
             verdict; not a number where a description alone was asked about.
-        caveat: why the model itself will not start like that, empty where it will: a verb keeps it, for lack
+        caveat: why the model itself will not start like that, empty where it will: it is kept, for lack
             of trust, or its classifier, or it reads other images.
         source: the generator that was asked.
     """

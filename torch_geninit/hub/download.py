@@ -24,7 +24,7 @@ _digests: dict[tuple[str, int, int, int, int], str] = {}
 
 
 class HubError(OSError):
-    """A pretrained generator could not be had; the message says which, where we looked, and what to do."""
+    """A pretrained generator could not be loaded; the message says which, where we looked, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def fetch(
         looked: places where it was looked for before, for the error.
 
     Raises:
-        HubError: if it can't be had.
+        HubError: if it can't be loaded.
     """
     from huggingface_hub import errors
 
@@ -90,7 +90,7 @@ def pinned(source: Source, *, token: str | bool | None = None) -> Source:
     Where the Hub can't be asked, the cache knows what a branch was when it was downloaded.
 
     Raises:
-        HubError: if neither is to be had.
+        HubError: if neither can be loaded.
     """
     if re.fullmatch("[0-9a-f]{40}", source.revision):
         return source
@@ -227,7 +227,7 @@ def _message(
         command += ["--cache-dir", str(_cache(cache_dir))]
     return "\n".join(
         [
-            f"{source.filename} could not be had: {_reason(error)}.",
+            f"{source.filename} could not be loaded: {_reason(error)}.",
             f"  repository: {source.repo_id}",
             f"  revision:   {source.revision}",
             *(f"  looked in:  {place}" for place in places),

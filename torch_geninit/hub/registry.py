@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"
-"""Stands for whichever generator of a verb's own kind serves the model best."""
+"""Stands for whichever generator of an initialiser's own kind serves the model best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def load(
         token: for the Hub, as its client takes it.
 
     Raises:
-        HubError: if the file can't be had.
+        HubError: if the file can't be loaded.
         GeneratorFileError: if the file is there and can't be used.
         ValueError: if ``revision`` is given with anything but a repository, or is no commit.
 
@@ -182,11 +182,11 @@ def locate(
     """Return the verified local file of a name in the manifest, downloading it if need be.
 
     Raises:
-        HubError: if there is no such name, or the file can't be had.
+        HubError: if there is no such name, or the file can't be loaded.
     """
     records = {record.name: record for record in manifest.read()}
     if name not in records:
-        close = difflib.get_close_matches(name, records, n=1)
+        close = difflib.get_close_matches(name.lower(), records, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         remedy = "For a file of your own pass its path, ending in .safetensors."
         if name.endswith((".pt", ".pth", ".joblib")):
@@ -196,7 +196,7 @@ def locate(
             )
         if name == AUTO:
             remedy = (
-                "The verbs take 'auto' and choose for one model: "
+                "The initialisers take 'auto' and choose for one model: "
                 "plan(model, pretrained='auto').source says what."
             )
         raise HubError(

@@ -144,7 +144,7 @@ def _parametrized(slot: Slot, originals: ParametrizationList, owner: nn.Module, 
     """Tell weight normalisation, which can be undone, from the other parametrizations.
 
     Orthogonal's right_inverse changes buffers and draws random numbers; spectral_norm's result depends on
-    buffers that a verb leaves alone; of a user's own nothing is known.
+    buffers that are left alone; of a user's own nothing is known.
     """
     slot = replace(slot, owner=owner, attribute=attribute, part=slot.attribute)
     kinds = [type(part) for part in originals]

@@ -11,12 +11,12 @@ from torch_geninit._utils.determinism import fixed
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.planning.build import Head, plan_graph
-from torch_geninit.planning.plan import Plan, Verb
+from torch_geninit.planning.plan import Method, Plan
 
 
 def select(
     model: nn.Module,
-    verb: Verb,
+    method: Method,
     candidates: Iterable[tuple[str, WeightGenerator]],
     *,
     example_inputs: Any = None,
@@ -41,7 +41,7 @@ def select(
     for name, generator in candidates:
         made = plan_graph(
             model,
-            verb,
+            method,
             generator,
             name,
             example_inputs=example_inputs,
@@ -54,7 +54,7 @@ def select(
         if best is None or rank > best[0]:
             best = rank, name
     if best is None:
-        raise ValueError(f"no generator for {verb}_ is here; list_pretrained() says where they are")
+        raise ValueError(f"no generator for {method}_ is here; list_pretrained() says where they are")
     return best[1], graph
 
 

@@ -18,7 +18,7 @@ from torch_geninit.graph.architecture import Architecture, ParameterUse
 from torch_geninit.graph.queries import head_nodes
 from torch_geninit.parameters.named import Slot, canonical, canonical_module, survey
 from torch_geninit.planning.filters import Patterns, Wishes, read_wishes
-from torch_geninit.planning.plan import NAMED, Plan, Verb
+from torch_geninit.planning.plan import NAMED, Method, Plan
 from torch_geninit.planning.shared_memory import keep_apart
 
 Head = Literal["auto", "keep", "generate"]
@@ -67,7 +67,7 @@ def plan_layers(
     entries = keep_apart(entries, slots, module)
     plan = Plan(
         entries=tuple(entries),
-        verb="vae",
+        method="vae",
         model=type(module).__name__,
         source=source,
         pretrained=pretrained,
@@ -78,7 +78,7 @@ def plan_layers(
 
 def plan_graph(
     model: nn.Module,
-    verb: Verb,
+    method: Method,
     pretrained: WeightGenerator,
     source: str,
     *,
@@ -132,7 +132,7 @@ def plan_graph(
     plan = Plan(
         entries=tuple(entries),
         architecture=graph,
-        verb=verb,
+        method=method,
         model=type(model).__name__,
         source=source,
         pretrained=pretrained,
@@ -200,7 +200,7 @@ def _entries(
 
 
 def _aloud(entries: list[Entry], rules: Mapping[str, str]) -> list[Entry]:
-    """Skip, and so warn about, what is kept by design: otherwise the verb would do nothing in silence."""
+    """Skip, and so warn about, what is kept by design: otherwise nothing would be done in silence."""
     return [
         replace(e, route=Route.SKIPPED) if e.route is Route.KEPT and e.name not in rules else e
         for e in entries

@@ -32,7 +32,7 @@ from torch_geninit.planning.prediction import Prediction, Unfilled, refuse_unfil
 from torch_geninit.planning.shared_memory import follows, shared_memory
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-Verb = Literal["vae", "ghn", "noise_ghn"]
+Method = Literal["vae", "ghn", "noise_ghn"]
 
 
 ELSEWHERE = 'Other shipped generators may know it: pass pretrained="auto". '
@@ -45,12 +45,12 @@ MAX_NOISE = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Request):
-    """What a verb does to each parameter of a model.
+    """What a method does to each parameter of a model.
 
     It is what its generator is asked, and what only the way back into the model needs besides.
 
     Attributes:
-        verb: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
+        method: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
         model: class name of the model.
         source: name of the generator, as it was given.
         pretrained: the generator itself.
@@ -62,7 +62,7 @@ class Plan(Request):
         >>> model.apply(plan.predict().write_)            # doctest: +SKIP
     """
 
-    verb: Verb
+    method: Method
     model: str
     source: str
     pretrained: WeightGenerator = field(repr=False, compare=False)
@@ -95,7 +95,7 @@ class Plan(Request):
         if self.architecture is None:
             return None
         routes = {entry.name: (entry.route.value, entry.reason) for entry in self.entries}
-        return Drawing.of(self.architecture, routes, f"{self.verb}_ on {self.model}, {self.source}")
+        return Drawing.of(self.architecture, routes, f"{self.method}_ on {self.model}, {self.source}")
 
     def complaint(self, *, strict: bool = False, unfilled: Unfilled = "keep") -> str | None:
         """Say in a sentence or two what is skipped, why, and what to do; None if nothing is."""
@@ -112,7 +112,7 @@ class Plan(Request):
         remedy = ANYWAY if distrust else ""
         # What no operation reads, or can't be assigned, no generator fills; only what was refused has a node.
         elsewhere = all(entry.node is not None for entry in self.skipped if len(entry.shape) > 1)
-        if distrust and elsewhere and self.verb == "ghn" and not self.automatic:
+        if distrust and elsewhere and self.method == "ghn" and not self.automatic:
             remedy = ELSEWHERE + remedy
         asked = all(entry.reason.startswith(NAMED) for entry in self.skipped)
         where = "Leave them out of include=" if asked else "Name them in exclude="
@@ -125,9 +125,9 @@ class Plan(Request):
         if unfilled == "reset":
             fate = f"does not generate {counts} of {self.model}, whose modules reset them"
         return (
-            f"{self.verb}_ {fate}: {'; '.join(parts)}. "
+            f"{self.method}_ {fate}: {'; '.join(parts)}. "
             f"{remedy}{silence}; "
-            f'geninit.plan(model, "{self.verb}"{chosen}) lists them all'
+            f'geninit.plan(model, "{self.method}"{chosen}) lists them all'
         )
 
     def predict(self, *, seed: int | None = None, noise_scale: float = 1.0) -> Prediction:
@@ -142,9 +142,9 @@ class Plan(Request):
             RuntimeError: if the generator is broken (values that are not finite, another shape).
             ValueError: if it was cast, or moved from the CPU.
         """
-        if self.verb == "noise_ghn" and seed is None:
+        if self.method == "noise_ghn" and seed is None:
             raise TypeError("a noise_ghn plan needs seed=: each seed gives another network")
-        if self.verb == "ghn":
+        if self.method == "ghn":
             if seed is not None:
                 raise TypeError("a ghn plan takes no seed=: its prediction has no noise; see noise_ghn_")
             noise_scale = 0.0
@@ -157,7 +157,7 @@ class Plan(Request):
                 f"noise_scale: expected a number up to {MAX_NOISE:g} in size, got {str(noise_scale)[:50]!r}"
             )
         self.pretrained.check_unchanged(self.source)
-        if self.verb == "vae" and seed is None and self.generated:
+        if self.method == "vae" and seed is None and self.generated:
             seed = int(torch.randint(2**31 - 1, (), device="cpu"))
         compact: Mapping[str, Compact] = {}
         if self.generated:
@@ -184,12 +184,12 @@ class Plan(Request):
         """Fill ``module``, the planned model or a part of it, in place, and return it.
 
         Each call predicts anew: to fill a model part by part, call :meth:`predict` once and its result's
-        ``write_`` on each part. The values are the same, bit for bit, as those of the verb on the whole
-        model.
+        ``write_`` on each part. The values are the same, bit for bit, as those of the initialiser on
+        the whole model.
 
-        Unlike the verbs, it keeps weights that transformers loaded from a checkpoint (parameters marked
-        ``_is_hf_initialized``), and marks what it wrote to a model of transformers: call it from
-        ``_init_weights``, and what the checkpoint lacks is filled.
+        Unlike ``vae_``, ``ghn_`` and ``noise_ghn_``, it keeps weights that transformers loaded from a
+        checkpoint (parameters marked ``_is_hf_initialized``), and marks what it wrote to a model of
+        transformers: call it from ``_init_weights``, and what the checkpoint lacks is filled.
 
         Args:
             module: the model this plan was made from, a part of it, or one with the same parameter names.

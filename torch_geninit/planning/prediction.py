@@ -73,7 +73,7 @@ class Prediction:
         if targets.loaded and targets.whole and transformers.pass_is_over(module):
             warn(
                 f"write_ keeps {len(targets.loaded)} parameters of {self.plan.model} that were loaded from a "
-                f"checkpoint, first {targets.loaded[0].name!r}; {self.plan.verb}_ writes to all",
+                f"checkpoint, first {targets.loaded[0].name!r}; {self.plan.method}_ writes to all",
                 GenInitWarning,
                 stacklevel=4,
             )

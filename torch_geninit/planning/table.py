@@ -53,7 +53,7 @@ def _summary(plan: Plan) -> list[str]:
         numbers = sum(math.prod(entry.shape) for entry in chosen if entry.tied_to is None)
         if chosen:
             parts.append(f"{len(chosen)} {route.value} ({numbers:,} numbers)")
-    lines = [f"{plan.verb}_ on {plan.model}: {', '.join(parts) or 'no parameters'}"]
+    lines = [f"{plan.method}_ on {plan.model}: {', '.join(parts) or 'no parameters'}"]
     if plan.verdict is not None:
         trusted = "trusted" if plan.verdict.trusted else "not trusted"
         lines.append(f"{plan.source}: {trusted}, {plan.verdict.reason}")

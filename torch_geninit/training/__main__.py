@@ -39,7 +39,7 @@ COMMANDS = {
         "train unseen networks for an epoch, generated and from He's law",
     ),
     "coverage": ("report.coverage", "try a generator on the models of torchvision, timm or transformers"),
-    "benchmark": ("report.benchmark", "time the verbs beside torch's own initialisation"),
+    "benchmark": ("report.benchmark", "time the initialisers beside torch's own initialisation"),
     "export": (
         "release.export",
         "write a trained generator as a safetensors file with manifest record and card",

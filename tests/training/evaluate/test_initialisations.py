@@ -31,7 +31,7 @@ def enough(images: Split) -> Split:
 
 
 @pytest.mark.parametrize("kind", ["vae", "ghn", "noise-ghn"])
-def test_a_generator_is_used_by_its_own_verb(kind: str, tiny_file: Callable[[str], Path]) -> None:
+def test_a_generator_is_used_by_its_own_method(kind: str, tiny_file: Callable[[str], Path]) -> None:
     one, again, other = (initialisations.start_from(str(tiny_file(kind)), seed, 10) for seed in (0, 0, 1))
     kernel = "layer1.0.conv1.weight"
     assert torch.equal(one.get_parameter(kernel), again.get_parameter(kernel))

@@ -1,4 +1,4 @@
-"""Comparisons take any generator: each is used by the verb that it was made for."""
+"""Comparisons take any generator: each is used by the method that it was made for."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.hub import registry
 from torch_geninit.initializers import KINDS
-from torch_geninit.planning.plan import Plan, Verb
+from torch_geninit.planning.plan import Method, Plan
 
 
 def planned(model: nn.Module, pretrained: str | WeightGenerator, example_inputs: Any = None) -> Plan:
-    """Return the plan of the verb that ``pretrained`` was made for; VAEs need no ``example_inputs``."""
-    verb = _verb(pretrained)
-    if verb == "vae":
-        return geninit.plan(model, verb, pretrained=pretrained)
-    return geninit.plan(model, verb, pretrained=pretrained, example_inputs=example_inputs)
+    """Return the plan of the method that ``pretrained`` was made for; VAEs need no ``example_inputs``."""
+    method = _method(pretrained)
+    if method == "vae":
+        return geninit.plan(model, method, pretrained=pretrained)
+    return geninit.plan(model, method, pretrained=pretrained, example_inputs=example_inputs)
 
 
 def fill_(
@@ -29,28 +29,28 @@ def fill_(
     noise_scale: float = 1.0,
     **options: Any,
 ) -> nn.Module:
-    """Fill ``model`` by the verb that ``pretrained`` was made for.
+    """Fill ``model`` by the method that ``pretrained`` was made for.
 
     Args:
         model: any network.
         pretrained: generator, name, file or ``"auto"``.
         seed: of what is drawn; a plain GHN draws nothing.
         noise_scale: of a noise GHN.
-        options: of the verb; VAEs take neither ``example_inputs`` nor ``head`` and get none.
+        options: of the method; VAEs take neither ``example_inputs`` nor ``head`` and get none.
     """
     if pretrained != registry.AUTO:
         pretrained = geninit.load(pretrained)
-    verb = _verb(pretrained)
-    if verb == "vae":
+    method = _method(pretrained)
+    if method == "vae":
         options = {key: value for key, value in options.items() if key not in ("example_inputs", "head")}
         return geninit.vae_(model, pretrained=pretrained, seed=seed, **options)
-    if verb == "noise_ghn":
+    if method == "noise_ghn":
         return geninit.noise_ghn_(model, seed, pretrained=pretrained, noise_scale=noise_scale, **options)
     return geninit.ghn_(model, pretrained=pretrained, **options)
 
 
-def _verb(pretrained: str | WeightGenerator) -> Verb:
+def _method(pretrained: str | WeightGenerator) -> Method:
     if pretrained == registry.AUTO:
         return "ghn"
     kind = geninit.load(pretrained).card["kind"]
-    return next((verb for verb, (own, *_) in KINDS.items() if kind == own), "ghn")
+    return next((method for method, (own, *_) in KINDS.items() if kind == own), "ghn")

@@ -28,7 +28,7 @@ from torch_geninit.training.networks.resnet import he_, resnet20
 
 
 def untrained(pretrained: str, train: Split, *, seed: int | None = None, **options: Any) -> nn.Module:
-    """Build ResNet-20 as a verb initialises it, BatchNorm calibrated on 2,000 training images."""
+    """Build ResNet-20 as a method initialises it, BatchNorm calibrated on 2,000 training images."""
     model = resnet20(len(train.classes))
     if seed is None:
         geninit.ghn_(model, pretrained=pretrained, strict=True, **options)
