@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -22,33 +19,6 @@ from torch_geninit.training.evaluate import ensembles
 from torch_geninit.training.evaluate.memorisation import stored_networks
 from torch_geninit.training.loops.classifier import logits_of
 from torch_geninit.training.networks.resnet import he_, resnet20
-
-
-def test_all_subsets_are_measured_once() -> None:
-    stream = torch.Generator().manual_seed(0)
-    logits = [torch.randn(50, 4, generator=stream) for _ in range(4)]
-    labels = torch.randint(0, 4, (50,), generator=stream)
-    found = ensembles.of_all_subsets(logits, labels, 2)
-    pairs = [(a + b) / 2 for a, b in combinations(logits, 2)]
-    assert found["nll"] == pytest.approx(sum(F.cross_entropy(p, labels).item() for p in pairs) / 6, rel=1e-5)
-    right = sum((p.argmax(1) == labels).float().mean().item() for p in pairs) / 6
-    assert found["accuracy"] == pytest.approx(right, rel=1e-5)
-
-
-def test_the_error_of_single_networks_is_that_of_a_mean() -> None:
-    values = torch.randn(7, generator=torch.Generator().manual_seed(0)).tolist()
-    mean, error = ensembles.mean_and_error(values, 7, 1)
-    assert mean == pytest.approx(statistics.mean(values))
-    assert error == pytest.approx(statistics.stdev(values) / math.sqrt(7))
-
-
-def test_the_error_of_ensembles_covers_what_other_members_would_have_given() -> None:
-    # A sum of pairs' means is linear in the members: the error of the mean is that of the members' mean.
-    worths = torch.randn(6, generator=torch.Generator().manual_seed(1)).tolist()
-    pairs = [(a + b) / 2 for a, b in combinations(worths, 2)]
-    _, error = ensembles.mean_and_error(pairs, 6, 2)
-    assert error == pytest.approx(statistics.stdev(worths) / math.sqrt(6))
-    assert ensembles.mean_and_error([0.5], 6, 6) == (0.5, None)
 
 
 def test_a_report_averages_over_corruptions_and_severities(
@@ -124,10 +94,3 @@ def test_too_small_a_zoo_is_refused_before_any_is_measured(
     with pytest.raises(ValueError, match="b holds 2 networks; expected at least --size 3"):
         ensembles.measure(zoos, images, tmp_path / "run", size=3, images=20)
     assert not (tmp_path / "run").exists()
-
-
-def test_the_picture_shows_every_zoo(zoos: dict[str, str], images: Split, tmp_path: Path) -> None:
-    found = ensembles.measure(zoos, images, tmp_path / "run", size=2, images=20)
-    ensembles.draw(found, tmp_path / "found.svg")
-    picture = (tmp_path / "found.svg").read_text()
-    assert all(f"<!-- {name}, 3 networks -->" in picture for name in zoos)

@@ -154,15 +154,3 @@ def test_summary_by_hand() -> None:
     assert found["mean_lead"] == pytest.approx((0.2 + 0.2 - 0.1 - 0.05) / 4)
     assert (summary["plain,"]["networks"], summary["plain,"]["generated"]) == (3, 2)
     assert summary["plain,"]["mean_lead"] == pytest.approx(0.2)
-
-
-def test_the_picture_has_each_generated_network_at_its_two_accuracies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figure = pytest.importorskip("matplotlib.figure")
-    saved = []
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: saved.append(self))
-    first_epoch.draw(PAIRS, tmp_path / "picture.png")
-    dense, plain = (points.lines[0].get_xydata() for points in saved[0].axes[0].containers)
-    assert dense == pytest.approx(torch.tensor([[40.0, 30.0], [40.0, 35.0]]).numpy())
-    assert plain == pytest.approx(torch.tensor([[40.0, 60.0], [40.0, 60.0]]).numpy())

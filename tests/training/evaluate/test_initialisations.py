@@ -173,17 +173,3 @@ def test_leads_are_paired_by_seed_at_each_start_s_own_rate() -> None:
     assert mean == pytest.approx(0.175) and half == pytest.approx(12.706 * 0.025, rel=1e-3)
     assert found["ghn"]["test_lead"][0] == pytest.approx(0.175)
     assert found["he"]["test_lead"][0] == 0
-
-
-def test_the_picture_has_a_curve_for_each_start(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    image = pytest.importorskip("PIL.Image")
-    row = {"lr": 0.1, "seeds": [0, 1], "validation": [(0.1, 0.0), (0.5, 0.02), (0.7, 0.01)]}
-    other = {**row, "validation": [(0.8, 0.0), (0.7, 0.02), (0.9, 0.01)]}
-
-    def coloured(found: dict[str, object]) -> int:
-        initialisations.draw(found, tmp_path / "curves.png")
-        pixels = image.open(tmp_path / "curves.png").convert("HSV").tobytes()
-        return sum(saturation > 80 for saturation in pixels[1::3])
-
-    assert 0 < coloured({"he": row}) < coloured({"he": row, "ghn": other})

@@ -48,16 +48,3 @@ def test_trust_is_right_where_it_tells_useful_from_useless() -> None:
     assert (found["trusted"], found["trusted and useful"], found["kept and useful"]) == (2, 1, 1)
     assert found["inside the interval"] == 0.5
     assert found["mean absolute error"] == pytest.approx(0.125)
-
-
-def test_the_picture_has_a_point_for_each_network(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    image = pytest.importorskip("PIL.Image")
-
-    def ink(*records: dict[str, object]) -> int:
-        search_space.draw(records, tmp_path / "picture.png")
-        pixels = image.open(tmp_path / "picture.png").convert("L").tobytes()
-        return sum(value < 250 for value in pixels)
-
-    one = record(0.5, True, 0.55)
-    assert ink(record(0.2, False)) < ink(one) < ink(one, record(0.1, False, 0.3))

@@ -14,9 +14,10 @@ import torch_geninit as geninit
 from torch_geninit.initializers import Pretrained
 from torch_geninit.training.arguments import at_least, finite
 from torch_geninit.training.data.images import Split, load
-from torch_geninit.training.evaluate.ensembles import diversity, measures, of_all_subsets, probabilities_of
+from torch_geninit.training.evaluate import plots
 from torch_geninit.training.evaluate.heldout import CALIBRATION_IMAGES
 from torch_geninit.training.loops.classifier import logits_of
+from torch_geninit.training.metrics import diversity, measures, of_all_subsets, probabilities_of
 from torch_geninit.training.networks.resnet import resnet20
 
 
@@ -44,7 +45,7 @@ def measure_members(
     }
 
 
-def frontier(
+def tradeoff(
     generators: Sequence[str], scales: Sequence[float], members: int, train: Split, measured: Split
 ) -> Iterator[dict[str, Any]]:
     """Measure every generator, a name or a file, at every noise scale."""
@@ -53,33 +54,6 @@ def frontier(
         for scale in scales:
             found = measure_members(generator, scale, members, train, measured)
             yield {"generator": name, **found}
-
-
-def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Draw accuracy over disagreement, a line a generator: all members together, and dashed the mean one."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    palette = colormaps["tab20"]
-    for index, name in enumerate(dict.fromkeys(record["generator"] for record in records)):
-        own = sorted((r for r in records if r["generator"] == name), key=lambda r: float(r["disagreement"]))
-        apart = [100 * record["disagreement"] for record in own]
-        for key, style in (("accuracy", "-"), ("member", "--")):
-            axes.plot(
-                apart,
-                [100 * record[key] for record in own],
-                style,
-                color=palette(2 * index % 20 + index // 10),  # ten strong ones, then their pale ones
-                marker="o" if key == "accuracy" else "x",
-                label=Path(name).name.removesuffix(".safetensors") if key == "accuracy" else None,
-            )
-    axes.set_xlabel("pairwise disagreement (%)")
-    axes.set_ylabel("accuracy (%): together, dashed the mean member")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(str(path), dpi=110)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,8 +69,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure, a line each as it goes; draw the picture."""
     train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)
     records = []
-    for record in frontier(arguments.generators, arguments.scales, arguments.members, train, measured):
+    for record in tradeoff(arguments.generators, arguments.scales, arguments.members, train, measured):
         records.append(record)
         print(json.dumps(record), flush=True)
     if arguments.picture:
-        draw(records, arguments.picture)
+        plots.diversity_tradeoff(records, arguments.picture)

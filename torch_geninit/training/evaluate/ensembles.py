@@ -4,88 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import chain, combinations
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from torch_geninit.training.arguments import at_least
 from torch_geninit.training.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.data.kernels import zoo_networks
+from torch_geninit.training.evaluate import plots
 from torch_geninit.training.evaluate.memorisation import stored_networks
 from torch_geninit.training.loops.classifier import logits_of
+from torch_geninit.training.metrics import diversity, mean_and_error, of_each_subset
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.task_queue import Records
-
-
-def probabilities_of(members: Sequence[Tensor]) -> Tensor:
-    """Average the members' logits (paper) and return probabilities (N, classes)."""
-    return torch.stack(list(members)).mean(0).softmax(1)
-
-
-def measures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return accuracy, NLL (nats), Brier score and ECE (10 equal bins) of probabilities (N, classes)."""
-    one_hot = F.one_hot(labels, probabilities.shape[1])
-    return {
-        "accuracy": (probabilities.argmax(1) == labels).float().mean().item(),
-        "nll": F.nll_loss(probabilities.clamp(min=1e-12).log(), labels).item(),
-        "brier": (probabilities - one_hot).square().sum(1).mean().item(),
-        "ece": multiclass_calibration_error(
-            probabilities, labels, num_classes=probabilities.shape[1], n_bins=10
-        ).item(),
-    }
-
-
-def diversity(members: Sequence[Tensor]) -> dict[str, float]:
-    """Return mean pairwise disagreement (share of other predictions) and cosine of flattened logits."""
-    pairs = list(combinations(members, 2))
-    different = [(a.argmax(1) != b.argmax(1)).float().mean() for a, b in pairs]
-    cosines = [F.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs]
-    return {
-        "disagreement": torch.stack(different).mean().item(),
-        "cosine": torch.stack(cosines).mean().item(),
-    }
-
-
-def of_each_subset(members: Sequence[Tensor], labels: Tensor, size: int) -> dict[str, list[float]]:
-    """Return :func:`measures` of every ensemble of ``size`` of the ``members``' logits, in one order."""
-    together = [measures(probabilities_of(chosen), labels) for chosen in combinations(members, size)]
-    return {key: [one[key] for one in together] for key in together[0]}
-
-
-def of_all_subsets(members: Sequence[Tensor], labels: Tensor, size: int) -> dict[str, float]:
-    """Return the mean of :func:`measures` over all ensembles of ``size`` of the ``members``' logits."""
-    return {key: statistics.mean(values) for key, values in of_each_subset(members, labels, size).items()}
-
-
-def mean_and_error(values: Sequence[float], members: int, size: int) -> tuple[float, float | None]:
-    r"""Average a measure of all ensembles of ``size`` out of ``members``; add the mean's standard error.
-
-    The ensembles share members, so the error is the jackknife's over members, which errs on the wide side:
-
-    .. math:: \mathrm{se}^2 = \frac{n - 1}{n} \sum_i (\bar u_{-i} - \bar u_{-\cdot})^2
-
-    where the first mean is over the ensembles without member i. None if every ensemble has all members.
-
-    Source: B. Efron and C. Stein, The jackknife estimate of variance, Annals of Statistics 9 (1981).
-    """
-    mean = statistics.mean(values)
-    if size == members:
-        return mean, None
-    subsets = list(combinations(range(members), size))
-    without = [
-        statistics.mean(value for value, chosen in zip(values, subsets, strict=True) if member not in chosen)
-        for member in range(members)
-    ]
-    return mean, math.sqrt((members - 1) * statistics.pvariance(without))
 
 
 def report(models: Sequence[nn.Module], test: Split, *, size: int, images: int) -> dict[str, Any]:
@@ -181,34 +117,6 @@ def measure(
     return [{"zoo": label, **found[networks[label]]} for label in zoos]
 
 
-def draw(found: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw accuracy, NLL and ECE of ensembles over severity, 0 for clean images, with standard errors."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-    kinds = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
-    for axes, (key, title) in zip(figure.subplots(1, 3), kinds.items(), strict=True):
-        unit = 1 if key == "nll" else 100
-        for index, one in enumerate(found):
-            rows = [one["together"]["clean"], *one["together"]["by severity"].values()]
-            values, errors = zip(*(row[key] for row in rows), strict=True)
-            axes.errorbar(
-                range(len(rows)),
-                [unit * value for value in values],
-                [unit * (error or 0) for error in errors],
-                color=f"C{index}",
-                marker="o",
-                markersize=3,
-                capsize=2,
-                label=f"{one['zoo']}, {one['networks']} networks",
-            )
-        axes.set_xlabel("severity")
-        axes.set_title(title)
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend()
-    figure.savefig(str(path), dpi=110)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--zoos", nargs="+", required=True, help="folders of ResNet-20s, compared in turn")
@@ -233,4 +141,4 @@ def main(arguments: argparse.Namespace) -> None:
     for one in found:
         print(json.dumps(one), flush=True)
     if arguments.picture:
-        draw(found, arguments.picture)
+        plots.ensembles(found, arguments.picture)

@@ -17,10 +17,11 @@ import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
+from torch_geninit.training.evaluate import plots
 from torch_geninit.training.evaluate.accuracy_model import name_of
 from torch_geninit.training.evaluate.heldout import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
 from torch_geninit.training.evaluate.initialise import fill_, planned
-from torch_geninit.training.evaluate.paired_stats import Pair, best_rate, mean_and_deviation
+from torch_geninit.training.evaluate.paired_stats import Pair, best_rate
 from torch_geninit.training.loops.classifier import Phase, Recipe, diverged, score, train_classifier
 from torch_geninit.training.networks.families import Spec, by_digest
 from torch_geninit.training.networks.resnet import he_
@@ -111,41 +112,6 @@ def _counted(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def draw(pairs: Sequence[Pair], path: str | Path) -> None:
-    """Draw accuracy from generated weights over accuracy from He's law: mean and deviation over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    generated = [pair for pair in pairs if pair.lead() is not None]
-    for index, family in enumerate(sorted({pair.he["family"] for pair in generated})):
-        own = [pair for pair in generated if pair.he["family"] == family]
-        he, made = (
-            [mean_and_deviation([100 * value for value in record["accuracy"]]) for record in records]
-            for records in zip(*own, strict=True)
-        )
-        axes.errorbar(
-            [mean for mean, _ in he],
-            [mean for mean, _ in made],
-            xerr=[deviation for _, deviation in he],
-            yerr=[deviation for _, deviation in made],
-            fmt="o",
-            color=f"C{index}",
-            elinewidth=0.6,
-            alpha=0.8,
-            label=family,
-        )
-    low, high = (pick(*axes.get_xlim(), *axes.get_ylim()) for pick in (min, max))
-    axes.plot([low, high], [low, high], color="0.7", linewidth=1, zorder=0)
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-    axes.set_xlabel("accuracy after an epoch from He's law (%)")
-    axes.set_ylabel("accuracy after an epoch from generated weights (%)")
-    if generated:
-        axes.legend(fontsize="small")
-    figure.savefig(str(path), dpi=110)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", default="auto", help="generator: a name or a file")
@@ -193,4 +159,4 @@ def main(arguments: argparse.Namespace) -> None:
     pairs = [Pair(*both) for both in zip(*found, strict=True)]
     print(json.dumps(summary(pairs)))
     if arguments.picture:
-        draw(pairs, arguments.picture)
+        plots.first_epoch(pairs, arguments.picture)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch_geninit as geninit
 from torch_geninit.planning.build import Head
 from torch_geninit.training.arguments import at_least, finite, positive, share
 from torch_geninit.training.data.images import Split, load
+from torch_geninit.training.evaluate import plots
 from torch_geninit.training.evaluate.initialise import fill_
 from torch_geninit.training.evaluate.paired_stats import Lead, best_rate, mean_and_deviation
 from torch_geninit.training.loops.classifier import Phase, Recipe, score, train_classifier
@@ -217,37 +217,10 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 mean_and_deviation(v) for v in zip(*(r["validation"] for r in own.values()), strict=True)
             ],
             "test": mean_and_deviation([record["test"] for record in own.values()]),
-            "lead": [_interval(Lead.of(a, b)) for a, b in zip(epochs, other_epochs, strict=True)],
-            "test_lead": _interval(Lead.of([r["test"] for r in mine], [r["test"] for r in others])),
+            "lead": [Lead.of(a, b).interval() for a, b in zip(epochs, other_epochs, strict=True)],
+            "test_lead": Lead.of([r["test"] for r in mine], [r["test"] for r in others]).interval(),
         }
     return result
-
-
-def draw(found: Mapping[str, Any], path: str | Path) -> None:
-    """Draw validation accuracy by epoch from a :func:`summary`: mean and standard deviation over seeds."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (start, row) in enumerate(found.items()):
-        means, deviations = ([100 * value for value in part] for part in zip(*row["validation"], strict=True))
-        epochs = range(len(means))
-        label = f"{Path(start).stem}, lr {row['lr']:g}, {len(row['seeds'])} seeds"
-        axes.plot(epochs, means, color=f"C{index}", marker="o", markersize=3, label=label)
-        low, high = zip(*((m - d, m + d) for m, d in zip(means, deviations, strict=True)), strict=True)
-        axes.fill_between(epochs, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("validation accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(str(path), dpi=110)
-
-
-def _interval(lead: Lead) -> tuple[float, float | None]:
-    half = lead.half_width()
-    return lead.mean, half if math.isfinite(half) else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -297,4 +270,4 @@ def main(arguments: argparse.Namespace) -> None:
     found = summary(records)
     print(json.dumps(found))
     if arguments.picture:
-        draw(found, arguments.picture)
+        plots.initialisations(found, arguments.picture)

@@ -22,6 +22,7 @@ from torch_geninit.generators.rng import noise_stream
 from torch_geninit.training.data.images import Split
 from torch_geninit.training.data.kernels import zoo_networks
 from torch_geninit.training.loops.classifier import logits_of
+from torch_geninit.training.metrics import accuracy
 from torch_geninit.training.networks.resnet import ResNet, resnet20
 from torch_geninit.training.runs.state_dicts import load_
 
@@ -165,7 +166,7 @@ def _row(
     return {
         "kind": kind,
         "networks": len(models),
-        "accuracy": statistics.mean((each.argmax(1) == labels).float().mean().item() for each in logits),
+        "accuracy": statistics.mean(accuracy(each, labels) for each in logits),
         "distance to the nearest stored": statistics.mean(distances),
         "error overlap with the nearest stored": statistics.mean(overlaps),
         "error overlap among themselves": statistics.mean(among) if among else None,

@@ -34,6 +34,11 @@ class Lead:
         """Return half the width of the mean's 95 % interval (Student's t)."""
         return self._bound(0.975)
 
+    def interval(self) -> tuple[float, float | None]:
+        """Return the mean and :meth:`half_width`, None for a single pair."""
+        half = self.half_width()
+        return self.mean, half if math.isfinite(half) else None
+
     def surely_behind(self) -> bool:
         """Tell whether the mean is below 0 beyond chance: one-sided t test at 5 %."""
         return self.mean < -self._bound(0.95)

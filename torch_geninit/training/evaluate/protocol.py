@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import torch_geninit as geninit
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
+from torch_geninit.training import metrics
 from torch_geninit.training.arguments import at_least, finite, positive
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.loops.classifier import (
@@ -57,14 +58,12 @@ def members(
 
     ``gain`` is the mean ensemble's lead over the mean member; ``standard_error`` that of the mean member.
     """
-    from torch_geninit.training.evaluate.ensembles import diversity, of_all_subsets
-
     logits: list[Tensor] = [
         logits_of(untrained(pretrained, train, seed=seed, noise_scale=noise_scale), measured)
         for seed in range(count)
     ]
-    alone = [(each.argmax(1) == measured.labels).float().mean().item() for each in logits]
-    together = of_all_subsets(logits, measured.labels, size)
+    alone = [metrics.accuracy(each, measured.labels) for each in logits]
+    together = metrics.of_all_subsets(logits, measured.labels, size)
     mean = statistics.mean(alone)
     return {
         "noise_scale": noise_scale,
@@ -73,7 +72,7 @@ def members(
         "standard_error": statistics.stdev(alone) / count**0.5,
         "ensemble": together,
         "gain": together["accuracy"] - mean,
-        **diversity(logits),
+        **metrics.diversity(logits),
     }
 
 

@@ -13,14 +13,12 @@ import torch
 from torch_geninit.initializers import Pretrained
 from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
-from torch_geninit.training.evaluate import heldout
+from torch_geninit.training.evaluate import heldout, plots
+from torch_geninit.training.metrics import USEFUL
 from torch_geninit.training.networks.families import Spec, by_digest
 from torch_geninit.training.networks.search_space import DRAWN, WEIGHTS, weights
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.task_queue import Records
-
-USEFUL = 0.2
-"""Accuracy from which a generated network is worth having; of ten classes, twice chance."""
 
 
 def measure_landmarks(pretrained: Pretrained, train: Split, measured: Split) -> dict[str, dict[str, Any]]:
@@ -47,8 +45,8 @@ def measure_space(
 def reliability(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Hold trust and expectation against what was measured.
 
-    ``right`` is the share of networks trusted and useful, or neither (:data:`USEFUL`); the rest are of the
-    trusted networks.
+    ``right`` is the share of networks trusted and useful, or neither; useful ones reach
+    :data:`~torch_geninit.training.metrics.USEFUL`. The rest are of the trusted networks.
     """
     useful = [record["accuracy"] >= USEFUL for record in records]
     trusted = [record["trusted"] for record in records]
@@ -65,43 +63,6 @@ def reliability(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             sum(abs(r["expected"]["accuracy"] - r["accuracy"]) for r in told) / len(told) if told else None
         ),
     }
-
-
-def draw(records: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Draw measured accuracy over expected accuracy with its interval; kept networks are hollow."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([0, 100], [0, 100], color="0.7", linewidth=1)
-    for index, family in enumerate(sorted({record["family"] for record in records})):
-        own = [record for record in records if record["family"] == family and record["expected"]]
-        colour = f"C{index}"
-        for kept in (False, True):
-            chosen = [record for record in own if record["trusted"] is not kept]
-            if not chosen:
-                continue
-            expected = [100 * record["expected"]["accuracy"] for record in chosen]
-            low = [100 * (r["expected"]["accuracy"] - r["expected"]["low"]) for r in chosen]
-            high = [100 * (r["expected"]["high"] - r["expected"]["accuracy"]) for r in chosen]
-            axes.errorbar(
-                expected,
-                [100 * record["accuracy"] for record in chosen],
-                xerr=[low, high],
-                fmt="o",
-                color=colour,
-                markerfacecolor="none" if kept else colour,
-                elinewidth=0.6,
-                alpha=0.8,
-                label=f"{family}, kept" if kept else family,
-            )
-    axes.set_xlabel("expected accuracy before training (%), 90 % interval")
-    axes.set_ylabel("measured accuracy (%)")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
-    axes.set_xlim(0, 100)
-    axes.set_ylim(0, 100)
-    figure.savefig(str(path), dpi=110)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,4 +93,4 @@ def main(arguments: argparse.Namespace) -> None:
     records = measure_space(arguments.pretrained, train, measured, specs, Records(arguments.run, settings))
     print(json.dumps({"summary": heldout.summary(records), "reliability": reliability(records)}))
     if arguments.picture:
-        draw(records, arguments.picture)
+        plots.expected_and_measured(records, arguments.picture)

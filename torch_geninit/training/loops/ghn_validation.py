@@ -13,9 +13,9 @@ from torch_geninit.generators.ghn.features import node_features
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.graph.tracer.trace import trace
 from torch_geninit.training.data.images import Split
-from torch_geninit.training.evaluate.ensembles import diversity, measures, of_all_subsets, probabilities_of
 from torch_geninit.training.loops.classifier import logits_of, score
 from torch_geninit.training.loops.ghn_loss import logits_through
+from torch_geninit.training.metrics import diversity, measures, of_all_subsets, probabilities_of
 from torch_geninit.training.networks.resnet import resnet20
 from torch_geninit.training.networks.search_space import Space, SpaceOptions, sample_unseen
 
