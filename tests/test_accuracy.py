@@ -210,6 +210,9 @@ def test_expect_reads_the_graph_alone(knowing: WeightGenerator) -> None:
     assert told == geninit.expect(model, pretrained=knowing, graph=geninit.trace(resnet20(), EXAMPLE))
     assert str(told).startswith(f"{100 * told.accuracy:.0f} % (")
     assert told.caveat == "" and str(told).endswith("standard deviations away")
+    shown = told._repr_html_()
+    for text in (f"{100 * told.accuracy:.0f} %", told.images, told.source, told.nearest[0]):
+        assert f"<td>{text}" in shown
 
 
 def test_a_generator_that_was_not_measured_says_so(tiny: Callable[[str], WeightGenerator]) -> None:

@@ -382,7 +382,8 @@ class TestResolution:
         ]
         assert entries[0].numbers["accuracy"] == 0.5
         lines = repr(entries).splitlines()
-        assert len(lines) == 3 and "2.0" in lines[2] and "missing" in lines[2]
+        assert len(lines) == 4 and "2.0" in lines[3] and "missing" in lines[3]
+        assert "<td>missing</td>" in entries._repr_html_()
 
 
 PROCESSES = """

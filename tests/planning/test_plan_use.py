@@ -21,15 +21,48 @@ Generators = Callable[[str], WeightGenerator]
 
 class TestUse:
     def test_table_lines_up_and_adds_up(self, ghn: WeightGenerator) -> None:
-        text = str(geninit.plan(net(7), pretrained=ghn))
-        lines = text.splitlines()
+        text = str(geninit.plan(net(7), pretrained=ghn).table())
+        total = sum(p.numel() for p in net(7)[:2].parameters())
+        summary, verdict, _, *lines = text.splitlines()
+        assert f"4 generated ({total:,} numbers), 2 kept (63 numbers)" in summary
+        assert "trusted, distance" in verdict
         assert lines[0].split() == ["parameter", "shape", "route", "He", "std", "source", "or", "reason"]
         column = lines[0].index("route")
         assert {line[column:].split()[0] for line in lines[2:8]} == {"generated", "kept"}
         assert "8x3x3x3" in lines[2] and "0.272" in lines[2]  # sqrt(2 / 27)
-        total = sum(p.numel() for p in net(7)[:2].parameters())
-        assert f"4 generated ({total:,} numbers), 2 kept (63 numbers)" in text
-        assert "trusted, distance" in lines[-1]
+
+    @pytest.mark.parametrize("layers, more", [(10, ""), (11, "… 2 more: plan.table()")])
+    def test_printed_are_the_summary_and_twenty_rows(self, tiny: Generators, layers: int, more: str) -> None:
+        plan = geninit.plan(nn.Sequential(*[nn.Linear(3, 3)] * layers), "vae", pretrained=tiny("vae"))
+        summary, empty, header, rule, *rows = repr(plan).splitlines()
+        assert summary.startswith("vae_ on Sequential: ") and not empty and header.startswith("parameter")
+        assert [row.split()[0] for row in rows[:20]] == [entry.name for entry in plan.entries[:20]]
+        assert rows[20:] == (["", more] if more else [])
+        assert str(plan) == repr(plan)
+        assert len(str(plan.table()).splitlines()) == 4 + 2 * layers
+
+    def test_entries_are_counted_walked_and_found_by_name(self, ghn: WeightGenerator) -> None:
+        plan = geninit.plan(net(), pretrained=ghn)
+        names = [name for name, _ in net().named_parameters()]
+        assert len(plan) == len(names) and [entry.name for entry in plan] == names
+        assert all(plan[name].name == name and name in plan for name in names)
+        assert plan["0.weight"] in plan and "0.wieght" not in plan
+        with pytest.raises(KeyError, match="no parameter '0.wieght'; did you mean '0.weight'"):
+            plan["0.wieght"]
+        with pytest.raises(KeyError, match="no parameter 'qqq'; its 6 names"):
+            plan["qqq"]
+        with pytest.raises(
+            TypeError, match="by the name of a parameter, got int 0; by position: plan.entries"
+        ):
+            plan[0]  # type: ignore[index]
+
+    def test_a_plan_without_entries_is_still_a_plan(self, ghn: WeightGenerator) -> None:
+        plan = geninit.plan(nn.ReLU(), pretrained=ghn)
+        assert len(plan) == 0 and plan
+
+    def test_a_prediction_prints_in_a_line(self, ghn: WeightGenerator) -> None:
+        plan = geninit.plan(net(), pretrained=ghn)
+        assert repr(plan.predict()) == f"Prediction of 6 parameters of Sequential by {plan.source}"
 
     def test_tied_numbers_count_once(self, ghn: WeightGenerator) -> None:
         model = net()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from torch_geninit._utils.tables import Table
 from torch_geninit.generators.entry import Entry, Route
 from torch_geninit.graph.architecture import Architecture
 
@@ -55,15 +56,36 @@ class Expectation(NamedTuple):
     source: str = ""
 
     def __str__(self) -> str:
-        away = f"{self.distance:.2f} standard deviations" if self.distance < FAR else "far"
-        caveat = f"{self.caveat}. If it were otherwise: " if self.caveat else ""
         by = f" by {self.source}" if self.source else ""
-        interval = f"{100 * self.low:.0f} to {100 * self.high:.0f} %"
         return (
-            f"{caveat}{100 * self.accuracy:.0f} % ({interval}) on {self.images} before training{by}; "
-            f"distance from the training networks {self.from_training:.2f}; nearest "
-            f"measured network: {self.nearest[0]}, {away} away"
+            f"{self._condition}{100 * self.accuracy:.0f} % ({self._interval}) on {self.images} before "
+            f"training{by}; distance from the training networks {self.from_training:.2f}; nearest "
+            f"measured network: {self.nearest[0]}, {self._away} away"
         )
+
+    @property
+    def _condition(self) -> str:
+        return f"{self.caveat}. If it were otherwise: " if self.caveat else ""
+
+    @property
+    def _interval(self) -> str:
+        return f"{100 * self.low:.0f} to {100 * self.high:.0f} %"
+
+    @property
+    def _away(self) -> str:
+        return f"{self.distance:.2f} standard deviations" if self.distance < FAR else "far"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("accuracy before training", f"{100 * self.accuracy:.0f} %"),
+            ("90 % interval", self._interval),
+            ("images", self.images),
+            ("generator", self.source or "not named"),
+            ("distance from the training networks", f"{self.from_training:.2f}"),
+            ("nearest measured network", f"{self.nearest[0]}, {self._away} away"),
+        ]
+        above = [self._condition.strip()] if self.caveat else []
+        return Table(("what to expect", ""), rows, above=above)._repr_html_()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch_geninit._utils.tables import Table
 from torch_geninit.hub import manifest
 from torch_geninit.hub.download import HubError, Source, cached_file, fetch, problem, sha256
 
@@ -59,16 +60,17 @@ class PretrainedList(list[Pretrained]):
     """A list of pretrained generators that prints as a table."""
 
     def __repr__(self) -> str:
-        rows = [("name", "kind", "MB", "file", "trained on")]
-        rows += [
+        return str(self._table())
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
+
+    def _table(self) -> Table:
+        rows = [
             (entry.name, entry.kind, f"{entry.size / 1e6:.2f}", entry.where, entry.record.training_data)
             for entry in self
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
-            for row in rows
-        )
+        return Table(("name", "kind", "MB", "file", "trained on"), rows, numbers=(2,))
 
 
 def list_pretrained(*, cache_dir: str | os.PathLike[str] | None = None) -> PretrainedList:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from torch_geninit._utils.determinism import fixed
+from torch_geninit._utils.tables import Table
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact
 from torch_geninit.generators.entry import Entry, Route
@@ -47,7 +49,8 @@ MAX_NOISE = 1e6
 class Plan(Request):
     """What a method does to each parameter of a model.
 
-    It is what its generator is asked, and what only the way back into the model needs besides.
+    It is what its generator is asked, and what only the way back into the model needs besides. It prints as a
+    table, iterates over its entries, and is indexed by the name of a parameter.
 
     Attributes:
         method: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
@@ -58,7 +61,8 @@ class Plan(Request):
 
     Examples:
         >>> plan = geninit.plan(model)                    # doctest: +SKIP
-        >>> print(plan)                                   # doctest: +SKIP
+        >>> plan                                          # doctest: +SKIP
+        >>> plan["layer1.0.conv1.weight"].route           # doctest: +SKIP
         >>> model.apply(plan.predict().write_)            # doctest: +SKIP
     """
 
@@ -280,11 +284,44 @@ class Plan(Request):
         routes = (Route.GENERATED, Route.TIED)
         return {(e.canonical, e.part): e.tied_to or e.name for e in self.entries if e.route in routes}
 
-    def table(self) -> str:
-        """Return the plan as aligned text: parameter, shape, route, fan-in standard deviation, reason."""
-        return table.text(self)
+    def __len__(self) -> int:
+        return len(self.entries)
 
-    __str__ = table
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._by_name or item in self.entries
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return the entry of a parameter, by its name in the model's ``named_parameters``."""
+        if not isinstance(name, str):
+            raise TypeError(
+                f"a plan is indexed by the name of a parameter, got {type(name).__name__} "
+                f"{str(name)[:50]}; by position: plan.entries"
+            )
+        if name not in self._by_name:
+            close = difflib.get_close_matches(name, self._by_name, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; its {len(self)} names: plan.table()"
+            raise KeyError(f"the plan for {self.model} has no parameter {name!r}{hint}")
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Entry]:
+        return {entry.name: entry for entry in self.entries}
+
+    def table(self) -> Table:
+        """Return all of the plan as a table: parameter, shape, route, He's standard deviation, reason.
+
+        It prints as aligned text, and a notebook shows it as HTML; ``repr`` of a plan is its beginning.
+        """
+        return table.full(self)
+
+    def __repr__(self) -> str:
+        return str(table.short(self))
 
     def _repr_html_(self) -> str:
-        return table.html(self)
+        return table.short(self)._repr_html_()

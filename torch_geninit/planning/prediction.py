@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeVar
 from warnings import warn
@@ -35,7 +35,10 @@ class Prediction:
     """
 
     plan: Plan
-    compact: Mapping[str, Compact] = field(repr=False)
+    compact: Mapping[str, Compact]
+
+    def __repr__(self) -> str:
+        return f"Prediction of {len(self.compact)} parameters of {self.plan.model} by {self.plan.source}"
 
     def write_(self, module: ModuleT, *, prefix: str | None = None, unfilled: Unfilled = "keep") -> ModuleT:
         """Fill ``module``, the planned model or a part of it, in place; as :meth:`Plan.write_`."""

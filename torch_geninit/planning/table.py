@@ -1,38 +1,35 @@
-"""A plan as text for the terminal and as HTML for notebooks."""
+"""A plan as a table: the summary and the verdict first, then its parameters."""
 
 from __future__ import annotations
 
-import html as markup
 import math
 from typing import TYPE_CHECKING
+
+from torch_geninit._utils.tables import Table
+from torch_geninit.generators.entry import Route
 
 if TYPE_CHECKING:
     from torch_geninit.generators.entry import Entry
     from torch_geninit.planning.plan import Plan
 
 HEADER = ("parameter", "shape", "route", "He std", "source or reason")
+MOST_ROWS = 20
+"""Of the table that a plan prints as; ``plan.table()`` has them all."""
 WIDEST = 70
-"""Longest reason in a row; the verdict is spelt out below the table, and entries have it all."""
+"""Longest reason in a row; the verdict is spelt out above the rows, and entries have it all."""
 
 
-def text(plan: Plan) -> str:
-    """Align the columns; the last line sums up."""
-    rows = [HEADER, *(_row(plan, entry) for entry in plan.entries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, "", *_summary(plan)])
+def full(plan: Plan) -> Table:
+    """Lay out every parameter of the plan."""
+    return Table(HEADER, [_row(plan, entry) for entry in plan.entries], above=_summary(plan))
 
 
-def html(plan: Plan) -> str:
-    """The same as a table element, everything escaped."""
-    head = "".join(f"<th>{cell}</th>" for cell in HEADER)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{markup.escape(cell)}</td>" for cell in _row(plan, entry)) + "</tr>"
-        for entry in plan.entries
-    )
-    notes = "<br>".join(markup.escape(line) for line in _summary(plan))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{notes}</p>"
+def short(plan: Plan) -> Table:
+    """Lay out the first parameters, and say how many more there are."""
+    rows = [_row(plan, entry) for entry in plan.entries[:MOST_ROWS]]
+    more = len(plan.entries) - len(rows)
+    below = [f"… {more} more: plan.table()"] if more else []
+    return Table(HEADER, rows, above=_summary(plan), below=below)
 
 
 def _row(plan: Plan, entry: Entry) -> tuple[str, ...]:
@@ -48,7 +45,7 @@ def _row(plan: Plan, entry: Entry) -> tuple[str, ...]:
 
 def _summary(plan: Plan) -> list[str]:
     parts = []
-    for route in type(plan.entries[0].route) if plan.entries else ():
+    for route in Route:
         chosen = [entry for entry in plan.entries if entry.route is route]
         numbers = sum(math.prod(entry.shape) for entry in chosen if entry.tied_to is None)
         if chosen:

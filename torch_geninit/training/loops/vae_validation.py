@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_geninit._utils.tables import Table
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.training.data.kernels import LayerSlices, read_layers
 from torch_geninit.training.loops.vae import TrainedVAEs
@@ -203,11 +204,11 @@ def markdown_table(records: Sequence[Mapping[str, Any]]) -> str:
         **{key: sum(record[key] for record in records) / len(records) for key, _ in COLUMNS.values()},
     }
     last["active"] = round(last["active"])
-    lines = [
-        "| layer | " + " | ".join(COLUMNS) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
+    rows = [
+        (
+            record["layer"].removesuffix(".weight"),
+            *(format(record[key], style) for key, style in COLUMNS.values()),
+        )
+        for record in [*records, last]
     ]
-    for record in [*records, last]:
-        cells = [format(record[key], style) for key, style in COLUMNS.values()]
-        lines.append(f"| {record['layer'].removesuffix('.weight')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return Table(("layer", *COLUMNS), rows, numbers=range(1, 1 + len(COLUMNS))).markdown() + "\n"

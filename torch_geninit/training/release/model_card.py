@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from torch_geninit._utils.tables import Table
 from torch_geninit.hub.manifest import Record
 
 PAPER = "https://arxiv.org/abs/2310.16695"
@@ -160,9 +161,9 @@ def _numbers(numbers: Mapping[str, Any]) -> str:
     """Lay out single numbers as one table, and each record of records as one of its own."""
     tables = {name: value for name, value in numbers.items() if _is_table(value)}
     single = {name: value for name, value in numbers.items() if name not in tables}
-    lines = [f"| {_words(name)} | {value} |" for name, value in _rows(single)]
-    first = "\n".join(["| measure | value |", "|---|---:|", *lines])
-    return "\n\n".join([first, *(_table(name, rows) for name, rows in tables.items())])
+    rows = [(_words(name), value) for name, value in _rows(single)]
+    first = Table(("measure", "value"), rows, numbers=(1,)).markdown()
+    return "\n\n".join([first, *(_table(name, records) for name, records in tables.items())])
 
 
 def _rows(numbers: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -188,22 +189,15 @@ def _is_table(value: Any) -> bool:
 
 def _table(name: str, records: Mapping[str, Mapping[str, float]]) -> str:
     columns = list(next(iter(records.values())))
-    return "\n".join(
-        [
-            f"| {_words(name)} | " + " | ".join(map(_words, columns)) + " |",
-            "|---|" + "---:|" * len(columns),
-            *(
-                f"| {_cell(row)} | " + " | ".join(f"{value:.4g}" for value in record.values()) + " |"
-                for row, record in records.items()
-            ),
-        ]
-    )
+    rows = [(row, *(f"{value:.4g}" for value in record.values())) for row, record in records.items()]
+    header = (_words(name), *map(_words, columns))
+    return Table(header, rows, numbers=range(1, len(header))).markdown()
 
 
 def _words(name: str) -> str:
     """Return a number's name as a table shows it."""
     words = name.replace("_", " ").split(" ")
-    return _cell(" ".join("He" if word == "he" else word for word in words))
+    return " ".join("He" if word == "he" else word for word in words)
 
 
 def _cell(text: str) -> str:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
+from torch_geninit._utils.tables import Table
 from torch_geninit.hub import registry
 from torch_geninit.training.arguments import at_least
 from torch_geninit.training.networks.resnet import resnet20
@@ -32,6 +33,11 @@ T = TypeVar("T")
 MODELS = ("resnet50", "resnet20", "densenet121", "swin_t", "efficientnet_b0")
 CHAINS = (100, 1000, 5000)
 SECTIONS = ("initialisation", "chains", "meta")
+BESIDE_KAIMING = (
+    *("model", "generator", "weights", "generated", "kaiming", "everything", "graph=", "graph=, loaded"),
+    *("auto", "trace", "extra memory", "of weights"),
+)
+OF_VAE = ("model", "drawn", "`vae_`", "over the drawn", "over all")
 
 
 @dataclass(frozen=True)
@@ -158,37 +164,43 @@ def initialisation(pretrained: str, vae: str, repeats: int) -> str:
         f"*auto* also chooses the generator. Medians of {repeats} on a fresh model each, CPU ms of one "
         "thread.",
         "",
-        "| model | generator | weights | generated | kaiming | everything | graph= | graph=, loaded | auto "
-        "| trace | extra memory | of weights |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        times = row.milliseconds
-        cells = [
-            f"{times[w]:.0f} ({row.ratio(w, 'kaiming'):.2f} x)" if w in times else "-"
-            for w in ("ghn_", "graph", "graph, loaded", "auto")
-        ]
-        extra = "-" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.0f} MB"
-        lines.append(
-            f"| {row.model} | {Path(row.generator).stem} | {row.weights / 1e6:.1f} M "
-            f"| {100 * row.generated:.1f} % | {times['kaiming']:.1f} | {' | '.join(cells)} "
-            f"| {times['trace']:.0f} | {extra} | {4 * row.weights / 1e6:.0f} MB |"
-        )
-    lines += [
+        Table(BESIDE_KAIMING, [_beside_kaiming(row) for row in rows], numbers=range(2, 12)).markdown(),
         "",
         f"`vae_` with {Path(vae).stem}, file read each time, against `kaiming_normal_` over the weights that "
         "it draws, and over those that `ghn_` fills:",
         "",
-        "| model | drawn | `vae_` | over the drawn | over all |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {row.model} | {100 * row.drawn:.1f} % | {row.milliseconds['vae_']:.0f} "
-        f"| {row.ratio('vae_', 'kaiming of drawn'):.2f} x | {row.ratio('vae_', 'kaiming'):.2f} x |"
-        for row in rows
-        if row.drawn
+        Table(OF_VAE, [_of_vae(row) for row in rows if row.drawn], numbers=range(1, 5)).markdown(),
     ]
     return "\n".join(lines)
+
+
+def _beside_kaiming(row: Row) -> tuple[str, ...]:
+    times = row.milliseconds
+    each = [
+        f"{times[w]:.0f} ({row.ratio(w, 'kaiming'):.2f} x)" if w in times else "-"
+        for w in ("ghn_", "graph", "graph, loaded", "auto")
+    ]
+    return (
+        row.model,
+        Path(row.generator).stem,
+        f"{row.weights / 1e6:.1f} M",
+        f"{100 * row.generated:.1f} %",
+        f"{times['kaiming']:.1f}",
+        *each,
+        f"{times['trace']:.0f}",
+        "-" if row.extra_bytes is None else f"{row.extra_bytes / 1e6:.0f} MB",
+        f"{4 * row.weights / 1e6:.0f} MB",
+    )
+
+
+def _of_vae(row: Row) -> tuple[str, ...]:
+    return (
+        row.model,
+        f"{100 * row.drawn:.1f} %",
+        f"{row.milliseconds['vae_']:.0f}",
+        f"{row.ratio('vae_', 'kaiming of drawn'):.2f} x",
+        f"{row.ratio('vae_', 'kaiming'):.2f} x",
+    )
 
 
 def chain(length: int) -> nn.Module:
@@ -204,15 +216,7 @@ def chain(length: int) -> nn.Module:
 def chains(pretrained: str, repeats: int) -> str:
     """Time the stages on longer and longer chains: cost for each layer must stay the same."""
     generator = geninit.load(pretrained)
-    lines = [
-        "## Chains of layers",
-        "",
-        "Convolution, BatchNorm and ReLU, over and over: CPU microseconds **for each layer**, medians of "
-        f"{repeats}; what is linear stays level.",
-        "",
-        "| layers | nodes | trace | plan | predict | write |",
-        "|--:|--:|--:|--:|--:|--:|",
-    ]
+    rows = []
     for length in CHAINS:
         turns = []
         for _ in range(repeats):
@@ -225,8 +229,17 @@ def chains(pretrained: str, repeats: int) -> str:
             _, writing = timed(prediction.write_, model)
             turns.append((tracing, planning, predicting, writing))
         each = [1e3 * statistics.median(stage) / length for stage in zip(*turns, strict=True)]
-        lines.append(f"| {length} | {len(graph.nodes)} | {' | '.join(f'{value:.0f}' for value in each)} |")
-        print(lines[-1], flush=True)
+        rows.append((str(length), str(len(graph.nodes)), *(f"{value:.0f}" for value in each)))
+        print(*rows[-1], flush=True)
+    header = ("layers", "nodes", "trace", "plan", "predict", "write")
+    lines = [
+        "## Chains of layers",
+        "",
+        "Convolution, BatchNorm and ReLU, over and over: CPU microseconds **for each layer**, medians of "
+        f"{repeats}; what is linear stays level.",
+        "",
+        Table(header, rows, numbers=range(len(header))).markdown(),
+    ]
     return "\n".join(lines)
 
 

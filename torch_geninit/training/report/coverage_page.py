@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-COLUMNS = (
-    ("model", "---"),
-    ("nodes", "--:"),
-    ("generated", "--:"),
-    ("2-D or more", "--:"),
-    ("kept, by reason", "---"),
-    *((name, "--:") for name in ("trace", "plan", "predict", "write", "memory", "of")),
+from torch_geninit._utils.tables import Table
+
+HEADER = (
+    *("model", "nodes", "generated", "2-D or more", "kept, by reason"),
+    *("trace", "plan", "predict", "write", "memory", "of"),
 )
+NUMBERS = frozenset(range(len(HEADER))) - {0, HEADER.index("kept, by reason")}
 INTRODUCTION = """# Coverage
 
 What `ghn_` does to models that others wrote, with the trust check off; with it on, a network that the
@@ -77,23 +76,27 @@ def section(rows: Sequence[Row], heading: str, library: str) -> str:
     good = [row for row in rows if not row.failure]
     lines = [f"## {heading}", "", _summary(rows, library), ""]
     if good:
-        lines += [
-            "| " + " | ".join(name for name, _ in COLUMNS) + " |",
-            "|" + "|".join(rule for _, rule in COLUMNS) + "|",
-        ]
-    for row in good:
-        kept = ", ".join(f"{count} {letters[reason]}" for reason, count in row.kept.most_common())
-        times = " | ".join(f"{value:.0f}" for value in row.milliseconds)
-        lines.append(
-            f"| {row.name} | {row.nodes} | {row.generated}/{row.total} | {100 * row.share:.1f} % "
-            f"| {kept or '-'} | {times} | {_megabytes(row.extra_bytes)} | {_megabytes(row.bytes)} |"
-        )
+        lines.append(Table(HEADER, [_cells(row, letters) for row in good], numbers=NUMBERS).markdown())
     if letters:
         lines += ["", *(f"- **{letter}**: {reason}" for reason, letter in letters.items())]
     bad = [row for row in rows if row.failure]
     if bad:
         lines += ["", "Failed:", "", *(f"- {row.name}: {row.failure}" for row in bad)]
     return "\n".join(lines)
+
+
+def _cells(row: Row, letters: Mapping[str, str]) -> tuple[str, ...]:
+    kept = ", ".join(f"{count} {letters[reason]}" for reason, count in row.kept.most_common())
+    return (
+        row.name,
+        str(row.nodes),
+        f"{row.generated}/{row.total}",
+        f"{100 * row.share:.1f} %",
+        kept or "-",
+        *(f"{value:.0f}" for value in row.milliseconds),
+        _megabytes(row.extra_bytes),
+        _megabytes(row.bytes),
+    )
 
 
 def _summary(rows: Sequence[Row], library: str) -> str:
