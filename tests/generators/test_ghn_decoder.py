@@ -46,6 +46,27 @@ def transformer() -> tuple[nn.Module, object]:
 
 
 @torch.no_grad()
+def test_factored_templates_reach_wide_layers_whole() -> None:
+    sizes = {**card()["sizes"], "channels": 24, "factors": 3, "rank": 5}
+    decoder = GraphHyperNetwork({**card(), "sizes": sizes}).decoder
+    bank = decoder.banks["conv"]
+    mixed = torch.randn(2, sizes["mix"])
+    coefficients = mixed @ bank.coefficients.weight.T + bank.coefficients.bias
+    for rows, columns in ((24, 24), (20, 7)):
+        decoded = bank(mixed, rows, columns)
+        assert decoded.shape == (2, rows, columns)
+        for layer in range(2):
+            expected = torch.zeros(rows, columns)
+            for r in range(5):
+                for k in range(3):
+                    expected += coefficients[layer, r] * torch.outer(
+                        bank.left[r, :rows, k], bank.right[r, :columns, k]
+                    )
+            torch.testing.assert_close(decoded[layer], expected)
+    assert torch.linalg.matrix_rank(bank(mixed, 24, 24)[0]) == 5 * 3
+
+
+@torch.no_grad()
 def test_packed_projection_has_a_tile_for_each_section(
     generator: GraphHyperNetwork, transformer: tuple[nn.Module, object]
 ) -> None:

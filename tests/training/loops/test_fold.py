@@ -132,7 +132,7 @@ def test_what_is_narrow_enough_or_small_stays_as_it_is() -> None:
 def test_training_goes_on_from_a_narrowed_generator() -> None:
     whole = generator(**WIDE, hidden=24, mix=20)
     short = narrowed(whole, [trace(EveryBank(), torch.zeros(1, 3, 8, 8))], rank=8)
-    again = GraphHyperNetwork({**ghn_card(), "sizes": {**sizes_from(short, 0), "kernel": 3}})
+    again = GraphHyperNetwork({**ghn_card(), "sizes": {**sizes_from(short, {}), "kernel": 3}})
     assert "narrow" not in again.card["sizes"]
     warm_start_(again, short)
     assert max(errors(short, again)) < 1e-4

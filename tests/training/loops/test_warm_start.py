@@ -72,13 +72,13 @@ def test_what_has_no_place_is_refused(start: GraphHyperNetwork) -> None:
     with pytest.raises(ValueError, match=r"the start's encoder.* expected .*the same sizes"):
         warm_start_(other, start)
     with pytest.raises(ValueError, match="--mix 3: the start has 4 mixed channels"):
-        sizes_from(start, 0, 3)
+        sizes_from(start, {"mix": 3})
     with pytest.raises(ValueError, match="--noise 2: the start has 4 noise values"):
-        sizes_from(larger(start, noise=4), 2)
+        sizes_from(larger(start, noise=4), {"noise": 2})
 
 
 def test_a_folded_start_gets_the_usual_ranks_back(start: GraphHyperNetwork) -> None:
-    sizes = sizes_from(start, 2, 6)
+    sizes = sizes_from(start, {"noise": 2, "mix": 6})
     assert (sizes["mix"], sizes["noise"], sizes["width"]) == (6, 2, start.card["sizes"]["width"])
     assert all(sizes[n] == SIZES[n] for n in ("rank", "linear_rank", "depthwise_rank", "kernel"))
 

@@ -47,6 +47,28 @@ class TemplateBank(nn.Module):
         return decoded
 
 
+class FactoredBank(nn.Module):
+    """Learned channel templates T_r = A_r B_r^T of low rank, and the coefficients to combine them.
+
+    A_r is (rows, factors) and B_r (columns, factors), so files grow with the channels, not with their
+    square, and reach wide layers without repeating a tile. A combination of rank x factors templates has
+    full rank all the same where that is no less than the channels.
+    """
+
+    def __init__(self, mix: int, rank: int, rows: int, columns: int, factors: int) -> None:
+        super().__init__()
+        self.coefficients = nn.Linear(mix, rank)
+        self.left = nn.Parameter(torch.randn(rank, rows, factors) * rank**-0.5)
+        self.right = nn.Parameter(torch.randn(rank, columns, factors) * factors**-0.5)
+
+    def forward(self, mixed: Tensor, rows: int, columns: int) -> Tensor:
+        """Decode (..., mix) to (..., rows, columns)."""
+        templates = self.left[:, :rows] @ self.right[:, :columns].transpose(1, 2)
+        combined = self.coefficients(mixed) @ templates.flatten(1)
+        decoded: Tensor = combined.view(*mixed.shape[:-1], rows, columns)
+        return decoded
+
+
 class Decoder(nn.Module):
     """Node embeddings (and noise) to parameter tiles.
 
@@ -62,9 +84,10 @@ class Decoder(nn.Module):
 
     Args:
         sizes: of the card: ``width``, ``noise``, ``hidden``, ``mix`` (channels in which the kernel positions
-            of a layer are told apart), ``rank``, ``head_rank``, ``channels``, ``kernel``; the optional
-            parts are left out where ``linear_rank``, ``depthwise_rank`` or ``basis`` is 0; ``narrow``, if
-            there is one, is the rank that an export has left of the matrix which tells positions apart.
+            of a layer are told apart), ``rank``, ``head_rank``, ``channels``, ``kernel``; ``factors``,
+            the rank of templates that are products of channel factors, 0 for whole ones; the optional parts
+            are left out where ``linear_rank``, ``depthwise_rank`` or ``basis`` is 0; ``narrow``, if there is
+            one, is the rank that an export has left of the matrix which tells positions apart.
         classes: of the head.
     """
 
@@ -78,9 +101,16 @@ class Decoder(nn.Module):
         narrow = sizes.get("narrow", 0)
         self.narrow = nn.Linear(hidden, narrow, bias=False) if narrow else nn.Identity()
         self.positions = nn.Linear(narrow or hidden, mix * self.kernel**2)
-        self.banks = nn.ModuleDict({"conv": TemplateBank(mix, rank, channels, channels)})
+        self.factors = factors = sizes.get("factors", 0)
+
+        def bank(rank: int) -> nn.Module:
+            if factors:
+                return FactoredBank(mix, rank, channels, channels, factors)
+            return TemplateBank(mix, rank, channels, channels)
+
+        self.banks = nn.ModuleDict({"conv": bank(rank)})
         if sizes["linear_rank"]:
-            self.banks["linear"] = TemplateBank(mix, sizes["linear_rank"], channels, channels)
+            self.banks["linear"] = bank(sizes["linear_rank"])
             self.section = nn.Embedding(SECTIONS, hidden)
         if sizes["depthwise_rank"]:
             self.banks["depthwise"] = TemplateBank(mix, sizes["depthwise_rank"], channels, 1)

@@ -83,8 +83,9 @@ class GraphHyperNetwork(WeightGenerator):
             lowest = 0 if name in OPTIONAL else 1
             valid = type(value) is int and value >= lowest
             expect(valid, f"sizes.{name}", f"an integer of at least {lowest}", value)
-        narrow = card["sizes"].get("narrow", 0)  # only exports have it
-        expect(type(narrow) is int and narrow >= 0, "sizes.narrow", "an integer from 0 up", narrow)
+        for name in ("narrow", "factors"):  # newer than the first files
+            value = card["sizes"].get(name, 0)
+            expect(type(value) is int and value >= 0, f"sizes.{name}", "an integer from 0 up", value)
         trained = card["trained"]
         for name in ("kinds", "patterns"):
             value = trained.get(name)

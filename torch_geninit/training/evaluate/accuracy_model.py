@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def reference_specs(
     number = 0
     while count:
         seed = f"reference/{number}"
-        drawn = space.within(lambda r: sample_unseen(r, families), seed, heldout.MOST_MACS).spec
+        drawn = cast(Spec, space.within(lambda r: sample_unseen(r, families), seed, heldout.MOST_MACS).spec)
         number += 1
         if drawn not in seen:
             seen.add(drawn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -59,7 +59,9 @@ def unseen_specs(
     seen: set[Spec] = set()
     number = 0
     while len(seen) < count:
-        drawn = space.within(lambda r: sample_unseen(r, families), f"unseen/{number}", most_macs).spec
+        drawn = cast(
+            Spec, space.within(lambda r: sample_unseen(r, families), f"unseen/{number}", most_macs).spec
+        )
         number += 1
         if drawn not in seen:
             seen.add(drawn)

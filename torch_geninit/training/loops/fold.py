@@ -28,9 +28,10 @@ def folded(generator: GraphHyperNetwork) -> GraphHyperNetwork:
     state = generator.state_dict()
     sizes = dict(generator.card["sizes"])
     for part, size in RANKS.items():
-        if part not in decoder.banks or sizes[size] <= decoder.mix + 1:
+        bank = decoder.banks[part] if part in decoder.banks else None
+        if not isinstance(bank, TemplateBank) or sizes[size] <= decoder.mix + 1:
             continue
-        coefficients, offsets, templates = fold(decoder.banks[part])  # type: ignore[arg-type]
+        coefficients, offsets, templates = fold(bank)
         prefix = f"decoder.banks.{part}"
         state[f"{prefix}.coefficients.weight"] = coefficients
         state[f"{prefix}.coefficients.bias"] = offsets

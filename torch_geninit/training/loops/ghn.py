@@ -24,7 +24,7 @@ from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.loops.classifier import resize
 from torch_geninit.training.loops.ghn_loss import Diversity, Objective
 from torch_geninit.training.loops.ghn_validation import check
-from torch_geninit.training.loops.warm_start import sizes_from, warm_start_
+from torch_geninit.training.loops.warm_start import SIZES, sizes_from, warm_start_
 from torch_geninit.training.networks.search_space import DRAWN, WEIGHTS, Pool, Space, SpaceOptions, weights
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.checkpoint import Run
@@ -38,7 +38,8 @@ SAVE_EVERY = 500
 class Schedule:
     """Adam's schedule, and how many steps see images of which resolution.
 
-    The rate rises linearly over ``warmup`` steps and falls linearly to zero. Small images cost a fraction and
+    The rate rises linearly over ``warmup`` steps and falls linearly to zero over the last ``cooldown``, by
+    default over all: a run that is to go on for longer falls late. Small images cost a fraction and
     teach most of the way: ``phases`` are (resolution, steps) pairs. A step sees ``networks`` networks with
     ``batch_size`` images each; ``clip`` bounds the gradient of each with respect to its parameters.
     """
@@ -46,6 +47,7 @@ class Schedule:
     phases: tuple[tuple[int, int], ...]
     lr: float = 1.2e-3
     warmup: int = 200
+    cooldown: int | None = None
     batch_size: int = 128
     networks: int = 1
     clip: float = 1.0
@@ -55,7 +57,8 @@ class Schedule:
         return sum(steps for _, steps in self.phases)
 
     def lr_at(self, step: int) -> float:
-        return self.lr * min((step + 1) / max(self.warmup, 1), (self.steps - step) / self.steps)
+        fall = (self.steps - step) / (self.cooldown or self.steps)
+        return self.lr * min((step + 1) / max(self.warmup, 1), fall, 1.0)
 
     def resolution(self, step: int) -> int:
         for resolution, steps in self.phases:
@@ -88,7 +91,7 @@ def train_ghn(
     *,
     space: SpaceOptions | None = None,
     noise: int = 0,
-    mix: int | None = None,
+    sizes: Mapping[str, int] | None = None,
     diversity: Diversity | None = None,
     decay: float = 0.0,
     start: str | Path | None = None,
@@ -102,8 +105,8 @@ def train_ghn(
     Every step sees ``schedule.networks`` networks, each with images of its own; under ``torchrun`` the ranks
     share them. ``noise`` > 0 trains a noise GHN, its draws kept apart by ``diversity``; ``decay`` keeps
     vectors and the classifier near their standard values (see :class:`Objective`); ``start`` is a trained
-    generator, a name or a file, to warm-start from, see :func:`warm_start_`; ``mix`` is the decoder's size of
-    that name, by default the start's.
+    generator, a name or a file, to warm-start from, see :func:`warm_start_`; ``sizes`` are
+    those of the new generator that are not the start's or the usual ones.
 
     Raises:
         ValueError: if the ranks can't share a step's networks evenly, or ``folder`` holds a run with another
@@ -125,7 +128,8 @@ def train_ghn(
         run.claim()
     calibration = train.spread(2000)
     trained = None if start is None else geninit.load(start)
-    sizes, classes = sizes_from(trained, noise, mix), list(train.classes)
+    sizes = sizes_from(trained, {**(sizes or {}), "noise": noise})
+    classes = list(train.classes)
     diversity = diversity or Diversity()
     card = {"sizes": sizes, "classes": classes, **({"shared_noise": True} if diversity.shared else {})}
     torch.manual_seed(seed)
@@ -271,6 +275,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lr", type=positive, default=1.2e-3)
     parser.add_argument("--warmup", type=at_least(0), default=200)
+    parser.add_argument(
+        "--cooldown", type=at_least(1), help="last steps, over which the rate falls; all by default"
+    )
     parser.add_argument("--batch-size", type=at_least(1), default=128, help="images a network")
     parser.add_argument("--networks", type=at_least(1), default=1, help="networks a step, over all ranks")
     parser.add_argument(
@@ -304,11 +311,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mix", type=at_least(1), help="channels that tell kernel positions apart, if not the start's"
     )
+    parser.add_argument(
+        "--sizes",
+        type=size,
+        nargs="+",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="of the generator, where not the start's or the usual ones",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast of the networks")
     parser.add_argument("--check-every", type=at_least(1), default=1000)
     parser.set_defaults(threads=1)  # more cores are for more processes, see docs/training.md
+
+
+def size(text: str) -> tuple[str, int]:
+    """Read NAME=NUMBER, a size of a generator."""
+    name, _, number = text.partition("=")
+    if name not in SIZES or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, a name of {', '.join(SIZES)}; got {text!r}")
+    return name, int(number)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -317,15 +340,16 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.run,
         Schedule(
             arguments.phases,
-            arguments.lr,
-            arguments.warmup,
-            arguments.batch_size,
-            arguments.networks,
-            arguments.clip,
+            lr=arguments.lr,
+            warmup=arguments.warmup,
+            cooldown=arguments.cooldown,
+            batch_size=arguments.batch_size,
+            networks=arguments.networks,
+            clip=arguments.clip,
         ),
         space=SpaceOptions(weights(arguments.families), arguments.pool, int(arguments.most_macs)),
         noise=arguments.noise,
-        mix=arguments.mix,
+        sizes={**dict(arguments.sizes), **({"mix": arguments.mix} if arguments.mix else {})},
         diversity=Diversity(
             arguments.diversity, arguments.floor, arguments.diversity_on, arguments.shared_noise
         ),

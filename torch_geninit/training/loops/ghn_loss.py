@@ -196,6 +196,9 @@ class Objective(nn.Module):
     def _logits(
         self, network: Sample, images: Tensor, clip: float, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor | float]:
-        parameters = predicted_parameters(self.generator, network, noise)
+        # Products of wide templates are the one part of a hypernetwork that is dear enough for bfloat16.
+        wide = self.amp and self.generator.decoder.factors > 0
+        with torch.autocast(images.device.type, torch.bfloat16) if wide else nullcontext():
+            parameters = predicted_parameters(self.generator, network, noise)
         decay = self.decay * distance_from_standard(parameters, network) if self.decay else 0.0
         return logits_with(parameters, network, images, clip=clip, amp=self.amp), decay

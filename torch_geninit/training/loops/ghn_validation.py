@@ -16,8 +16,12 @@ from torch_geninit.training.data.images import Split
 from torch_geninit.training.loops.classifier import logits_of, score
 from torch_geninit.training.loops.ghn_loss import logits_through
 from torch_geninit.training.metrics import diversity, measures, of_all_subsets, probabilities_of
+from torch_geninit.training.networks import popular
 from torch_geninit.training.networks.resnet import resnet20
-from torch_geninit.training.networks.search_space import Space, SpaceOptions, sample_unseen
+from torch_geninit.training.networks.search_space import Sample, Space, SpaceOptions, sample_unseen
+
+IMAGES = 1000
+"""Validation images that unseen networks are measured on."""
 
 
 def check(
@@ -27,33 +31,52 @@ def check(
     calibration: Split,
     validation: Split,
 ) -> dict[str, Any]:
-    """Measure on validation images: the held-out ResNet-20 (of a noise GHN also five members), and two unseen
-    networks of each family, these with batch statistics on 1,000 images.
+    """Measure networks that training never sees, on validation images and without a step.
+
+    These are the held-out ResNet-20 of the small families (of a noise GHN also five members), BatchNorm
+    calibrated; well-known networks of the popular ones and two random ones of each family, with batch
+    statistics on :data:`IMAGES` images.
     """
-    result: dict[str, Any] = {}
-    plain = score(initialised_resnet20(generator, space, calibration), validation)
-    result["validation_accuracy"], result["validation_nll"] = plain
-    if generator.noise_width:
-        members = [
-            logits_of(
-                initialised_resnet20(generator, space, calibration, seed=seed),
-                validation,
-            )
-            for seed in range(5)
-        ]
-        result["member_accuracy"] = of_all_subsets(members, validation.labels, 1)["accuracy"]
-        together = measures(probabilities_of(members), validation.labels)
-        result["ensemble_accuracy"], result["ensemble_nll"] = together["accuracy"], together["nll"]
-        result |= diversity(members)
+    result = (
+        {}
+        if popular.SAMPLERS.keys() >= set(options.families)
+        else _of_resnet20(generator, space, calibration, validation)
+    )
     # In file order a batch would hold a few classes only, and its statistics tell them apart.
-    few = validation.spread(1000)
+    few = validation.spread(IMAGES)
     few = few.subset(torch.randperm(len(few), generator=torch.Generator().manual_seed(0)))
+    references = {
+        name: accuracy(generator, space.get(spec), few, space.device)
+        for name, spec in popular.REFERENCES.items()
+        if spec.family in options.families
+    }
+    if references:
+        result["references"] = references
     result["unseen"] = {
-        family: sum(unseen_accuracy(generator, space, options, family, k, few) for k in (0, 1)) / 2
+        family: statistics.mean(unseen_accuracy(generator, space, options, family, k, few) for k in (0, 1))
         for family in options.families
     }
     result["unseen_mean"] = statistics.mean(result["unseen"].values())
     return result
+
+
+def _of_resnet20(
+    generator: GraphHyperNetwork, space: Space, calibration: Split, validation: Split
+) -> dict[str, Any]:
+    """Measure the held-out ResNet-20, and of a noise GHN five members of it, alone and together."""
+    result: dict[str, Any] = {}
+    plain = score(initialised_resnet20(generator, space, calibration), validation)
+    result["validation_accuracy"], result["validation_nll"] = plain
+    if not generator.noise_width:
+        return result
+    members = [
+        logits_of(initialised_resnet20(generator, space, calibration, seed=seed), validation)
+        for seed in range(5)
+    ]
+    result["member_accuracy"] = of_all_subsets(members, validation.labels, 1)["accuracy"]
+    together = measures(probabilities_of(members), validation.labels)
+    result["ensemble_accuracy"], result["ensemble_nll"] = together["accuracy"], together["nll"]
+    return result | diversity(members)
 
 
 @torch.no_grad()
@@ -69,8 +92,14 @@ def unseen_accuracy(
     network = space.within(
         lambda random_: sample_unseen(random_, {family: 1.0}), f"unseen/{family}/{number}", options.most_macs
     )
+    return accuracy(generator, network, images, space.device)
+
+
+@torch.no_grad()
+def accuracy(generator: GraphHyperNetwork, network: Sample, images: Split, device: str = "cpu") -> float:
+    """Measure a network with predicted weights and batch statistics."""
     right = sum(
-        (logits_through(generator, network, x.to(space.device)).argmax(1).cpu() == y.cpu()).sum().item()
+        (logits_through(generator, network, x.to(device)).argmax(1).cpu() == y.cpu()).sum().item()
         for x, y in images.batches()
     )
     return right / len(images)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +31,12 @@ SIZES = {
     "basis": 4,
     "channels": 64,
     "kernel": 7,
+    "factors": 0,
 }
 
 
-def sizes_from(start: WeightGenerator | None, noise: int, mix: int | None = None) -> dict[str, int]:
-    """Return the sizes of a new generator: those of its start, and the usual ones of parts the start lacks.
+def sizes_from(start: WeightGenerator | None, asked: Mapping[str, int]) -> dict[str, int]:
+    """Return the sizes of a new generator: those asked for, its start's, and the usual ones.
 
     Banks of templates get their usual ranks again, and kernels their usual size, which an export had cut.
 
@@ -44,19 +44,18 @@ def sizes_from(start: WeightGenerator | None, noise: int, mix: int | None = None
         ValueError: if the start is no graph hypernetwork, or has more mixed channels or noise values.
     """
     if start is None:
-        return {**SIZES, "noise": noise, "mix": mix or SIZES["mix"]}
+        return {**SIZES, **asked}
     if not isinstance(start, GraphHyperNetwork):
         raise ValueError(f"the start is a {start.card['kind']}; expected a graph hypernetwork")
     own = start.card["sizes"]
-    if mix is not None and mix < own["mix"]:
-        raise ValueError(f"--mix {mix}: the start has {own['mix']} mixed channels; expected at least as many")
-    if noise < own["noise"]:
-        raise ValueError(
-            f"--noise {noise}: the start has {own['noise']} noise values; expected at least as many"
-        )
-    sizes = {name: own[name] or usual for name, usual in SIZES.items()}
+    for name, what in (("mix", "mixed channels"), ("noise", "noise values")):
+        if asked.get(name, own[name]) < own[name]:
+            raise ValueError(
+                f"--{name} {asked[name]}: the start has {own[name]} {what}; expected at least as many"
+            )
+    sizes = {name: own.get(name, 0) or usual for name, usual in SIZES.items()}
     cut = {name: max(sizes[name], SIZES[name]) for name in (*RANKS.values(), "kernel")}
-    return {**sizes, **cut, "noise": noise, "mix": mix or own["mix"]}
+    return {**sizes, **cut, **asked}
 
 
 @torch.no_grad()
@@ -73,10 +72,9 @@ def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> Non
     """
     own, state = generator.state_dict(), dict(trained.state_dict())
     _widen(state, own, trained.card["sizes"], generator.card["sizes"])
-    banks = cast("dict[str, TemplateBank]", dict(trained.decoder.banks.items()))
-    for part, bank in banks.items():
+    for part, bank in trained.decoder.banks.items():
         prefix = f"decoder.banks.{part}"
-        if own[f"{prefix}.templates"].shape[0] > bank.templates.shape[0]:
+        if isinstance(bank, TemplateBank) and own[f"{prefix}.templates"].shape[0] > bank.templates.shape[0]:
             made = unfold(bank, own[f"{prefix}.templates"].shape[0], noise_stream(0, prefix))
             keys = ("coefficients.weight", "coefficients.bias", "templates")
             state.update({f"{prefix}.{key}": value for key, value in zip(keys, made, strict=True)})

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -110,7 +110,7 @@ def drawn(seed: int, train: Split, families: Sequence[str], most_macs: int) -> n
     chosen = weights(families)
 
     def normalised(stream: random.Random) -> Spec:
-        while (spec := sample(stream, chosen)).style.norm == "none":
+        while (spec := cast(Spec, sample(stream, chosen))).style.norm == "none":
             pass
         return spec
 

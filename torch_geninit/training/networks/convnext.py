@@ -41,7 +41,7 @@ class ConvNeXt(Specification):
         pointwise: whether blocks mix channels by linear layers or by 1x1 convolutions.
     """
 
-    family: ClassVar[str] = "convnext"
+    family: ClassVar[str] = "convnext-imagenet"
     blocks: tuple[int, ...]
     widths: tuple[int, ...]
     patch: int = 4

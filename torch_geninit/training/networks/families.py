@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Literal
 
 import torch
@@ -24,6 +23,7 @@ from torch_geninit.training.networks.blocks import (
     Style,
     Transformer,
 )
+from torch_geninit.training.networks.specification import Specification
 
 STAGED: dict[str, type[nn.Module]] = {
     "plain": Plain,
@@ -44,7 +44,7 @@ LANDMARK_BLOCKS = ((3, 3, 3), (9, 9, 9))
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Specification):
     """A network of the space, enough to build it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Spec:
         class_token: whether the head reads a token of its own instead of the mean.
     """
 
-    family: str
+    family: str  # type: ignore[misc]  # one class builds many families
     blocks: tuple[int, ...]
     widths: tuple[int, ...]
     style: Style = field(default_factory=Style)
@@ -71,17 +71,9 @@ class Spec:
     class_token: bool = False
 
     @property
-    def digest(self) -> int:
-        return int.from_bytes(blake2b(repr(self).encode(), digest_size=4).digest(), "little")
-
-    def held_out(self) -> bool:
-        """Whether training never sees this network.
-
-        That is every ResNet-20 and ResNet-56, whatever its width, shortcut or norm, and one in sixteen of all
-        others, by a hash of the specification.
-        """
-        residual = self.family in TWO_CONVOLUTION_BLOCKS and self.blocks in LANDMARK_BLOCKS
-        return residual or self.digest % 16 == 0
+    def reserved(self) -> bool:
+        """Whether it is a ResNet-20 or ResNet-56, whatever its width, shortcut or norm."""
+        return self.family in TWO_CONVOLUTION_BLOCKS and self.blocks in LANDMARK_BLOCKS
 
     @property
     def needs_full_size(self) -> bool:

@@ -30,7 +30,7 @@ class MLPMixer(Specification):
         affine: factors and offsets for each channel instead of norms, and factors behind each branch.
     """
 
-    family: ClassVar[str] = "mixer"
+    family: ClassVar[str] = "mixer-imagenet"
     depth: int
     width: int
     patch: int

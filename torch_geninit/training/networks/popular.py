@@ -1,4 +1,4 @@
-"""The space of what people build beside ResNets: its families and how each is drawn."""
+"""The space of what people build, at 32 to 224 pixels: its families, how each is drawn, who stands for it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch_geninit.training.networks import (
     googlenet,
     mixers,
     mobilenet,
+    residual,
     shufflenet,
     vgg,
     vit,
@@ -23,16 +24,32 @@ Sampler = Callable[[random.Random], Specification]
 
 SAMPLERS: Mapping[str, tuple[Sampler, Sampler]] = MappingProxyType(
     {
+        "residual": (residual.sample, residual.sample_unseen),
         "vgg": (vgg.sample, vgg.sample_unseen),
         "densenet": (densenet.sample, densenet.sample_unseen),
         "googlenet": (googlenet.sample, googlenet.sample_unseen),
         "mobilenet": (mobilenet.sample, mobilenet.sample_unseen),
         "efficientnet": (efficientnet.sample, efficientnet.sample_unseen),
         "shufflenet": (shufflenet.sample, shufflenet.sample_unseen),
-        "convnext": (convnext.sample, convnext.sample_unseen),
+        "convnext-imagenet": (convnext.sample, convnext.sample_unseen),
         "convmixer": (mixers.sample_convmixer, mixers.sample_unseen_convmixer),
         "vit": (vit.sample, vit.sample_unseen),
-        "mixer": (mixers.sample, mixers.sample_unseen),
+        "mixer-imagenet": (mixers.sample, mixers.sample_unseen),
     }
 )
 """Family -> what draws a network of it that training may see, and one that training never sees."""
+
+REFERENCES: Mapping[str, Specification] = MappingProxyType(
+    {
+        "resnet18 / 2": residual.resnet18(32),
+        "resnet18": residual.resnet18(64),
+        "resnet50 / 2": residual.resnet50(32),
+        "resnet18, CIFAR stem / 2": residual.resnet18(32, "cifar"),
+        "vgg11_bn / 2": vgg.VGG(vgg.TABLE_1[11], tuple(width // 2 for width in vgg.PAPER_WIDTHS)),
+        "densenet121 / 2": densenet.DenseNet(densenet.DENSENET_121, 16, 32),
+        "mobilenet_v2": mobilenet.MobileNetV2(32, 2, mobilenet.V2, 1280),
+        "convnext_tiny / 2": convnext.ConvNeXt(convnext.TINY, (48, 96, 192, 384)),
+        "vit of 12 blocks": vit.ViT(12, 192, 3, 8),
+    }
+)
+"""Networks that everyone knows and training never sees, "/ 2" at half their width: for validation."""

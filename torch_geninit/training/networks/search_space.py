@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch_geninit.generators.ghn.features import NodeFeatures, node_features, node_positions
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer.trace import trace
+from torch_geninit.training.networks import popular
 from torch_geninit.training.networks.blocks import Activation, Norm, Style
 from torch_geninit.training.networks.families import OVER_TOKENS, Positions, Spec
+from torch_geninit.training.networks.specification import Specification
 from torch_geninit.training.operators.rewrite import rewritten
 
 WEIGHTS: Mapping[str, float] = {
@@ -37,7 +39,7 @@ ACTIVATIONS: tuple[Activation, ...] = ("relu", "gelu", "silu", "leaky_relu", "ha
 CLASSICAL = "resnet"
 """Draws the ResNets of He et al. 2016, section 4.2, alone: usual, and rare among random networks."""
 
-DRAWN = (*WEIGHTS, CLASSICAL)
+DRAWN = (*WEIGHTS, CLASSICAL, *popular.SAMPLERS)
 """What may be asked for by name."""
 
 
@@ -46,19 +48,21 @@ def weights(names: Iterable[str]) -> dict[str, float]:
     return {name: WEIGHTS.get(name, 6.0) for name in names}
 
 
-def sample(random_: random.Random, families: Mapping[str, float] = WEIGHTS) -> Spec:
+def sample(random_: random.Random, families: Mapping[str, float] = WEIGHTS) -> Specification:
     """Draw a network that training may see."""
     return _draw(random_, families, held_out=False)
 
 
-def sample_unseen(random_: random.Random, families: Mapping[str, float] = WEIGHTS) -> Spec:
+def sample_unseen(random_: random.Random, families: Mapping[str, float] = WEIGHTS) -> Specification:
     """Draw a network that training never sees (:meth:`Spec.held_out`)."""
     return _draw(random_, families, held_out=True)
 
 
-def _draw(random_: random.Random, families: Mapping[str, float], *, held_out: bool) -> Spec:
+def _draw(random_: random.Random, families: Mapping[str, float], *, held_out: bool) -> Specification:
     while True:
         family = random_.choices(list(families), list(families.values()))[0]
+        if family in popular.SAMPLERS:
+            return popular.SAMPLERS[family][held_out](random_)
         if family == CLASSICAL:
             spec = classical(random_)
         else:
@@ -148,7 +152,7 @@ class Sample:
         size: of the images it is built for.
     """
 
-    spec: Spec
+    spec: Specification
     model: nn.Module
     rewritten: nn.Module
     architecture: Architecture
@@ -163,9 +167,9 @@ class Space:
 
     def __init__(self, classes: int, example: Tensor, device: str = "cpu") -> None:
         self.classes, self.example, self.device = classes, example, device
-        self._cache: dict[Spec, Sample] = {}
+        self._cache: dict[Specification, Sample] = {}
 
-    def get(self, spec: Spec) -> Sample:
+    def get(self, spec: Specification) -> Sample:
         if spec not in self._cache:
             with torch.device("meta"):
                 model = spec.build(self.classes, self.example.shape[-1])
@@ -186,7 +190,7 @@ class Space:
             )
         return self._cache[spec]
 
-    def within(self, draw: Callable[[random.Random], Spec], seed: str, most_macs: int) -> Sample:
+    def within(self, draw: Callable[[random.Random], Specification], seed: str, most_macs: int) -> Sample:
         """Return the first network of ``draw(Random(f"{seed}/{k}"))``, k = 0, 1, ... within ``most_macs``."""
         for attempt in range(1000):
             drawn = self.get(draw(random.Random(f"{seed}/{attempt}")))
