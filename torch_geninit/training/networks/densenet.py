@@ -172,10 +172,11 @@ def _usual(r: random.Random) -> DenseNet:
         return DenseNet(layers, growth, 2 * growth, stem)
     # The CIFAR networks: three even blocks, with bottlenecks and compression (BC) or without both.
     if r.random() < 0.3:
-        layers = (r.randint(5, 12),) * 3
-        return DenseNet(layers, r.choice((12, 16, 24)), 16, "3x3 alone", bottleneck=0, compression=1.0)
+        growth = r.choice((12, 16, 24))
+        layers = (r.randint(4, 144 // growth),) * 3
+        return DenseNet(layers, growth, 16, "3x3 alone", bottleneck=0, compression=1.0)
     growth = r.choice((12, 16, 24, 32, 40))
-    return DenseNet((r.randint(3, 10 if growth > 24 else 16),) * 3, growth, 2 * growth, "3x3 alone")
+    return DenseNet((r.randint(3, 192 // growth),) * 3, growth, 2 * growth, "3x3 alone")
 
 
 def _varied(r: random.Random) -> DenseNet:
