@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import fx, nn
 
 from torch_geninit import trace
 from torch_geninit.training.networks.convnext import ConvNeXt, convnext_tiny
@@ -21,6 +21,7 @@ from torch_geninit.training.networks.search_space import multiplications
 from torch_geninit.training.networks.specification import Specification
 from torch_geninit.training.networks.vgg import VGG, vgg11_bn
 from torch_geninit.training.networks.vit import ViT, vit_width_192
+from torch_geninit.training.operators.rewrite import rewritten
 
 SIZES = (64, 32, 96, 224)
 
@@ -62,6 +63,7 @@ def check_traced(spec: Specification, size: int) -> None:
     architecture = trace(model, torch.empty(1, 3, size, size, device="meta"))
     reached = {use.name for node in architecture.nodes for use in node.parameters}
     assert reached == {name for name, _ in model.named_parameters()}
+    assert isinstance(rewritten(model), fx.GraphModule)
     if size == 64:
         assert 1e6 < multiplications(architecture) < 2.5e9
 
@@ -88,6 +90,19 @@ def test_networks_run_on_images(family: str) -> None:
 @pytest.mark.parametrize("family", SAMPLERS)
 def test_many_networks_run_on_images(family: str, seed: int) -> None:
     runs_on_images(SAMPLERS[family][0](random.Random(f"run/{seed}")))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", SAMPLERS)
+def test_faster_operators_compute_the_same(family: str, seed: int) -> None:
+    model = SAMPLERS[family][0](random.Random(f"faster/{seed}")).build(5, 32)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+            module.track_running_stats = False
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rewritten(model)(images), model(images), rtol=1e-3, atol=1e-3)
 
 
 def runs_on_images(spec: Specification) -> None:

@@ -99,14 +99,15 @@ class SelfAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(n, t, c))
 
 
-class MultiheadSelfAttention(nn.MultiheadAttention):
+class MultiheadSelfAttention(nn.Module):
     """torch's own attention, of tokens among each other."""
 
     def __init__(self, spec: ViT) -> None:
-        super().__init__(spec.width, spec.heads, bias=spec.bias, batch_first=True)
+        super().__init__()
+        self.attention = nn.MultiheadAttention(spec.width, spec.heads, bias=spec.bias, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # query, key and value are one
-        return super().forward(x, x, x, need_weights=False)[0]
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
 
 
 class ChannelScale(nn.Module):
@@ -210,7 +211,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).transpose(1, 2)
-        tokens = patches if self.extra_tokens is None else self.extra_tokens.expand(len(x), -1, -1)
+        tokens = patches if self.extra_tokens is None else self.extra_tokens.expand(x.shape[0], -1, -1)
         x = self.encoder(tokens, patches)
         if self.second_head is not None:
             return (self.head(x[:, 0]) + self.second_head(x[:, 1])) / 2
