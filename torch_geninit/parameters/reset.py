@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from torch_geninit.graph.tracer.clone import clone_structure
+from torch_geninit.graph.tracer.copying import Copier
+from torch_geninit.parameters.transformers import is_loaded
 from torch_geninit.parameters.dtensor import is_sharded, local_indices, take_part
 from torch_geninit.parameters.named import Slot
-from torch_geninit.parameters.transformers import is_loaded
 
 
 def to_reset(module: nn.Module, left: Sequence[Slot]) -> list[nn.Module]:
@@ -212,7 +213,7 @@ def _reset_shards(module: nn.Module) -> None:
     DTensor's own random operations draw on the device, and on a CPU mesh they give every rank the same
     numbers: the result would depend on the number of ranks. Costs the memory of one whole module.
     """
-    twin, _ = clone_structure(module, _whole)
+    twin, _ = clone_structure(module, Copier(_whole))
     method = _method(twin)
     if method is not None:
         method()

@@ -16,15 +16,25 @@ Keywords = Mapping[str, Any] | None
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
-_OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
-_LARGE = 1 << 20
+LARGE = 1 << 20
+"""Constants of more values are without data: the causal mask of a long sequence."""
+_MET: dict[torch.dtype, torch.dtype] = {
+    **dict.fromkeys((torch.float16, torch.bfloat16, torch.float64), torch.float32),
+    **dict.fromkeys((torch.complex32, torch.complex128), torch.complex64),
+}
 
 
-def normalised(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute in float32 on the CPU, whatever the code asks for: the graph depends on neither."""
+def met(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that a tensor has where it meets data: the graph depends on no type of real numbers."""
+    return _MET.get(dtype, dtype)
+
+
+def normalised(kwargs: Mapping[str, Any], *, constant: bool) -> dict[str, Any]:
+    """Compute on the CPU whatever the code asks for, and data in float32: the graph depends on neither."""
     changed = dict(kwargs)
-    if changed.get("dtype") in _OTHER_FLOATS:
-        changed["dtype"] = torch.float32
+    dtype = changed.get("dtype")
+    if dtype in _MET and not constant:
+        changed["dtype"] = _MET[dtype]
     device = changed.get("device")
     if device is not None and device.type != "meta":
         changed["device"] = CPU
@@ -34,9 +44,9 @@ def normalised(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_meta_if_large(args: Arguments, kwargs: Keywords) -> Keywords:
-    """Make a large constant, such as the causal mask of a long sequence, without data."""
+    """Make a large constant without data."""
     size = args[0] if args and type(args[0]) is list else ()
-    if all(isinstance(extent, int) for extent in size) and prod(size) > _LARGE:
+    if all(isinstance(extent, int) for extent in size) and prod(size) > LARGE:
         return {**(kwargs or {}), "device": META}
     return kwargs
 
@@ -59,10 +69,11 @@ def without_data(
 
     def swap(item: Any) -> Any:
         if isinstance(item, Tensor):
-            if item.is_meta:
+            dtype = met(item.dtype)
+            if item.is_meta and dtype is item.dtype:
                 return item
             if id(item) not in new:
-                new[id(item)] = like(item)
+                new[id(item)] = like(item, dtype)
                 originals[id(new[id(item)])] = item
             return new[id(item)]
         if type(item) in (list, tuple):
@@ -77,6 +88,17 @@ def without_data(
         if kwargs.get("device") is not None:
             kwargs["device"] = META
     return args, kwargs, originals
+
+
+def as_float32(args: Arguments, written: Callable[[Any], bool]) -> Arguments:
+    """Convert the operands of other types of real numbers that are only read."""
+
+    def swap(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return item if item.dtype not in _MET or written(item) else item.to(met(item.dtype))
+        return type(item)(map(swap, item)) if type(item) in (list, tuple) else item
+
+    return tuple(map(swap, args))
 
 
 def _indices(index: Any, constant_mask: Callable[[Any], bool]) -> tuple[Any, ...]:

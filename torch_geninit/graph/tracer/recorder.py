@@ -18,8 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_geninit.graph.architecture import ParameterUse, Shape
 from torch_geninit.graph.tracer.clone import tensors_in
+from torch_geninit.graph.tracer.mixed_meta import (
+    CPU,
+    LARGE,
+    as_float32,
+    met,
+    normalised,
+    on_meta_if_large,
+    restored,
+    without_data,
+)
 from torch_geninit.graph.tracer.draft import Draft, unique
-from torch_geninit.graph.tracer.mixed_meta import normalised, on_meta_if_large, restored, without_data
 from torch_geninit.graph.tracer.shape_rules import SHORTCUTS, Shortcut, like
 from torch_geninit.graph.vocabulary import RULES
 
@@ -161,7 +170,7 @@ class Recorder(TorchDispatchMode):
     def without_data(self, value: Any) -> Any:
         """Replace every tensor with data in nested lists and tuples by a meta tensor of the same value."""
         if isinstance(value, Tensor) and not value.is_meta:
-            stand_in = like(value)
+            stand_in = like(value, met(value.dtype))
             self.assign([stand_in], self.value(value))
             return stand_in
         if type(value) in (list, tuple):
@@ -228,24 +237,31 @@ class Recorder(TorchDispatchMode):
                 if self._folded is not None:
                     self._unfold(args[0], result)
                 return result
-            kwargs = normalised(kwargs) if kwargs else None
             arguments = dict(zip(operation.arguments, args, strict=False))
             if kwargs:
                 arguments.update(kwargs)
             operands = self._operands(arguments)
+            constant = all(value is None and not (self.meta and t.is_meta) for _, t, value in operands)
+            if kwargs:
+                kwargs = normalised(kwargs, constant=constant)
+                arguments.update(kwargs)
             originals: Mapping[int, Tensor] = {}
-            if self.meta and operands:
-                dataless = [tensor.is_meta for _, tensor, _ in operands]
-                if not all(dataless) or (kwargs and kwargs.get("device") is not None):
-                    # All constants: computed, since a network may ask for their values.
-                    if any(dataless) or any(isinstance(value, int) for _, _, value in operands):
-                        masks = self._constant_mask if operation.name in _INDEXING else _never
-                        args, kwargs, originals = without_data(args, kwargs, masks)
-            elif self.meta and rule == "constant":
-                kwargs = on_meta_if_large(args, kwargs)
             result = None
-            if self.meta and operation.shortcut is not None and not originals:
-                result = operation.shortcut(arguments)
+            if not self.meta:
+                if not constant:
+                    args = as_float32(args, lambda tensor: self._is_written(tensor, operation, arguments))
+            elif rule == "constant":
+                args, kwargs = self._constant(operation, args, kwargs)
+            elif not constant:
+                args, kwargs, originals = self._dataless(operation, operands, args, kwargs)
+                if operation.shortcut is not None:
+                    result = operation.shortcut(
+                        {**arguments, **dict(zip(operation.arguments, args, strict=False)), **(kwargs or {})}
+                        if originals
+                        else arguments
+                    )
+            elif operands and _may_be_large(operation, operands):
+                result = self._large(func, args, kwargs)
             if result is None:
                 result = func(*args, **(kwargs or {}))
             if originals:
@@ -253,6 +269,42 @@ class Recorder(TorchDispatchMode):
             if rule != "constant" and not self.muted:
                 self._note(operation, operands, arguments, result)
             return result
+
+    def _dataless(
+        self,
+        operation: Operation,
+        operands: list[Operand],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any] | None, Mapping[int, Tensor]]:
+        """Replace what has data, or is of another type of real numbers, where data meets constants."""
+        fits = all(tensor.is_meta and met(tensor.dtype) is tensor.dtype for _, tensor, _ in operands)
+        if fits and not (kwargs and kwargs.get("device") is not None):
+            return args, kwargs, {}
+        return without_data(args, kwargs, self._constant_mask if operation.name in _INDEXING else _never)
+
+    def _constant(
+        self, operation: Operation, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any] | None]:
+        """Make a constant with data, also one that takes its shape from data, unless it is large."""
+        if operation.written or not args or not isinstance(args[0], Tensor):
+            return args, on_meta_if_large(args, kwargs)
+        size = args[1] if operation.name.startswith("new_") else args[0].shape
+        if "device" in operation.arguments and prod(size) <= LARGE:
+            kwargs = {**(kwargs or {}), "device": CPU}
+        return args, kwargs
+
+    def _large(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Any:
+        """Return what a constant is without data if it is large."""
+        try:
+            swapped, keywords, _ = without_data(args, kwargs, _never)
+            result = func(*swapped, **(keywords or {}))
+        except Exception:  # noqa: BLE001 - its shape depends on values
+            return None
+        return result if any(tensor.numel() > LARGE for tensor in tensors_in(result)) else None
+
+    def _is_written(self, tensor: Tensor, operation: Operation, arguments: Mapping[str, Any]) -> bool:
+        return any(tensor is item for name in operation.written for item in tensors_in(arguments.get(name)))
 
     def _note(
         self, operation: Operation, operands: list[Operand], arguments: Mapping[str, Any], result: Any
@@ -297,6 +349,11 @@ class Recorder(TorchDispatchMode):
             if result.shape[-1:] == draft.shape[-1:] and result.numel() == prod(draft.shape):
                 self.drafts[self._folded] = replace(draft, shape=tuple(result.shape))  # type: ignore[index]
         self._folded = None
+
+
+def _may_be_large(operation: Operation, operands: list[Operand]) -> bool:
+    sizes = prod(tensor.numel() for _, tensor, _ in operands)
+    return not operation.written and (sizes > LARGE or operation.name == "repeat")
 
 
 def _never(index: Any) -> bool:

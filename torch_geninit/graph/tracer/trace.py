@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import gc
 import os
 import traceback
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_geninit.graph.architecture import Architecture, Shape
-from torch_geninit.graph.tracer.clone import clone_structure, copy_values, set_training, tensors_in
+from torch_geninit.graph.tracer.clone import clone_structure, set_training, tensors_in
+from torch_geninit.graph.tracer.copying import CannotFollow, Copier
+from torch_geninit.graph.tracer.mixed_meta import LARGE
 from torch_geninit.graph.tracer.draft import Draft, assemble
-from torch_geninit.graph.tracer.function_overrides import Surroundings
 from torch_geninit.graph.tracer.inputs import Inputs, given, guesses
 from torch_geninit.graph.tracer.isolation import isolated
 from torch_geninit.graph.tracer.recorder import NESTED, Recorder
 from torch_geninit.graph.tracer.rewrite import simplify
 from torch_geninit.graph.tracer.rules import RULES_OF_KIND
+from torch_geninit.graph.tracer.function_overrides import Surroundings
 
 GUESSED = "inputs guessed: "
 """Begins the note of a graph whose inputs nobody gave."""
@@ -134,6 +137,9 @@ def _first(
             try:
                 with _no_collection() if meta else nullcontext():  # garbage with data may be large
                     return inputs, _run(model, names, inputs, meta=meta, training=training)
+            except CannotFollow as error:
+                traceback.clear_frames(error.__traceback__)
+                raise TraceError(f"{type(model).__name__} can't be followed: {error}{_place(error)}") from error
             except Exception as error:  # whatever a forward pass may raise
                 traceback.clear_frames(error.__traceback__)  # they hold the clone
                 if _out_of_memory(error):  # other inputs would give another graph, and so other weights
@@ -167,19 +173,19 @@ def _out_of_memory(error: Exception) -> bool:
 def _run(
     model: nn.Module, names: dict[int, str], inputs: Inputs, *, meta: bool, training: bool
 ) -> list[Draft]:
-    stand_in = _empty if meta else _copy
-    clone, tensors = clone_structure(model, stand_in)
+    copier = Copier(_constant if meta else _copy)
+    clone, tensors = clone_structure(model, copier)
     shapes: dict[str, Shape] = {name: tuple(tensors[i].shape) for i, name in names.items()}
     recorder = Recorder(meta=meta, shapes=shapes, rules=RULES_OF_KIND)
     for identity, name in names.items():
         recorder.own(tensors[identity], name)
     if training:
         set_training(clone, True)
-    args, kwargs = copy_values((inputs.args, dict(inputs.kwargs)), stand_in)
+    args, kwargs = Copier(_empty if meta else _copy)((inputs.args, dict(inputs.kwargs)))
     for tensor in tensors_in([*args, *kwargs.values()]):
         recorder.enter(tensor)
     with recorder, Surroundings(recorder):
-        output = clone(*args, **kwargs)
+        output = contextvars.copy_context().run(clone, *args, **kwargs)
     recorder.leave(tensors_in(output))
     return recorder.drafts
 
@@ -207,6 +213,14 @@ def _empty(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=dtype.is_floating_point or dtype.is_complex)
     return empty
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    """Return a copy in the tensor's own type of what is no parameter, unless it is large or has no data."""
+    whole = tensor.layout is torch.strided and not hasattr(tensor, "full_tensor")
+    if isinstance(tensor, nn.Parameter) or tensor.is_meta or not whole or tensor.numel() > LARGE:
+        return _empty(tensor)
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _copy(tensor: Tensor) -> Tensor:
