@@ -47,7 +47,11 @@ ATOMS = frozenset(
     + (types.ModuleType, types.CodeType, re.Pattern, property, types.GenericAlias, object)
 )
 # What only names something of the process, or can't change.
-_SHARED = (type, types.ModuleType, enum.Enum, logging.Logger, logging.Handler, BaseException)
+_SHARED = (
+    *(type, types.ModuleType, enum.Enum, logging.Logger, logging.Handler, BaseException),
+    *(types.MemberDescriptorType, types.GetSetDescriptorType, types.MethodDescriptorType),
+    types.WrapperDescriptorType,
+)
 _CONTAINERS: tuple[type, ...] = (
     OrderedDict,
     collections.defaultdict,
@@ -59,7 +63,7 @@ _CONTAINERS: tuple[type, ...] = (
 )
 _LOCK, _RLOCK, _LOCAL = _thread.allocate_lock, threading.RLock, threading.local
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy"}
-_HANDLES = ("torch.distributed", "torch._dynamo", "torch.cuda")
+_HANDLES = ("torch.distributed", "torch._dynamo", "torch.cuda", "typing")
 # What a function may close over without having a state of its own.
 _NAMES = (type, types.ModuleType, types.BuiltinFunctionType, str)
 
@@ -125,6 +129,8 @@ class Copier:
         self.classes: dict[type, None] = {}
         self.functions: dict[types.FunctionType, None] = {}
         self._alive: list[Any] = []
+        self._rules: dict[type, Callable[[Copier, Any], Any]] = {}
+        self._layouts: dict[type, tuple[Any, tuple[types.MemberDescriptorType, ...]]] = {}
 
     def remember(self, value: Any, copied: Any) -> Any:
         """Say what the copy of an object is."""
@@ -139,11 +145,9 @@ class Copier:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
-        if issubclass(kind, _SHARED) or (kind.__module__.startswith(_HANDLES) and not issubclass(kind, nn.Module)):
-            return value
-        rule = _RULES.get(kind)
+        rule = self._rules.get(kind)
         if rule is None:
-            rule = next((rule for base, rule in _RULES_OF_BASES if issubclass(kind, base)), Copier._object)
+            rule = self._rules[kind] = _rule_of(kind)
         copied = rule(self, value)
         return copied if copied is value else self.remember(value, copied)
 
@@ -154,7 +158,7 @@ class Copier:
             TypeError: if the class is written in C.
         """
         kind = type(value)
-        base = next((base for base in _CONTAINERS if issubclass(kind, base)), object)
+        base, _ = self._layout(kind)
         shell = collections.deque.__new__(kind) if base is collections.deque else base.__new__(kind)
         if base is collections.deque:
             collections.deque.__init__(shell, maxlen=value.maxlen)
@@ -171,37 +175,44 @@ class Copier:
         except AttributeError:
             state = None
         if type(state) is dict:
-            module = issubclass(kind, nn.Module)
             copied = object.__getattribute__(shell, "__dict__")
-            for key, item in list(state.items()):
-                copied[key] = self._attribute(key, item) if module else self(item)
-            if module:
+            if issubclass(kind, nn.Module):
                 self.modules.append(shell)
-        for base in kind.__mro__:
-            if "__slots__" in vars(base):
-                for slot in vars(base).values():
-                    if type(slot) is types.MemberDescriptorType:
-                        try:
-                            item = slot.__get__(value)
-                        except AttributeError:  # not set
-                            continue
-                        slot.__set__(shell, self(item))
-        if issubclass(kind, dict):
-            mapping = OrderedDict if issubclass(kind, OrderedDict) else dict
+                copied.update((key, self._attribute(key, item)) for key, item in list(state.items()))
+            elif state:
+                copied.update((key, self(item)) for key, item in list(state.items()))
+        base, slots = self._layout(kind)
+        for slot in slots:
+            try:
+                item = slot.__get__(value)
+            except AttributeError:  # not set
+                continue
+            slot.__set__(shell, self(item))
+        if base is not object:
+            self._fill_container(value, shell, base)
+        return shell
+
+    def _layout(self, kind: type) -> tuple[Any, tuple[types.MemberDescriptorType, ...]]:
+        if kind not in self._layouts:
+            self._layouts[kind] = _base_of(kind), _slots_of(kind)
+        return self._layouts[kind]
+
+    def _fill_container(self, value: Any, shell: Any, base: Any) -> None:
+        if issubclass(base, dict):
+            mapping = OrderedDict if base is OrderedDict else dict
             for key, item in list(mapping.items(value)):
                 mapping.__setitem__(shell, self(key), self(item))
-        elif issubclass(kind, list):
-            list.extend(shell, [self(item) for item in list.__iter__(value)])
-        elif issubclass(kind, set):
+        elif base is set:
             set.update(shell, [self(item) for item in set.__iter__(value)])
-        elif issubclass(kind, collections.deque):
-            collections.deque.extend(shell, [self(item) for item in collections.deque.__iter__(value)])
-        elif issubclass(kind, bytearray):
+        elif base is bytearray:
             bytearray.extend(shell, value)
-        return shell
+        else:  # a list or deque
+            base.extend(shell, [self(item) for item in base.__iter__(value)])
 
     def _attribute(self, key: str, value: Any) -> Any:
         """Copy an attribute of a module without hooks, but with those of torch.nn.utils that make a weight."""
+        if type(value) in ATOMS:
+            return value
         if key in HOOKS:
             return OrderedDict()
         if key == "_forward_pre_hooks":
@@ -209,6 +220,9 @@ class Copier:
         return None if key == "_compiled_call_impl" else self(value)
 
     # One rule for each kind of object.
+
+    def _itself(self, value: Any) -> Any:
+        return value
 
     def _object(self, value: Any) -> Any:
         kind = type(value)
@@ -251,6 +265,9 @@ class Copier:
             return self(inner)
         if is_library(value) or not self._stateful(value):
             self.functions[value] = None
+            for cell in value.__closure__ or ():  # what a decorator wraps
+                if not is_library(value) and isinstance(cell.cell_contents, types.FunctionType):
+                    self(cell.cell_contents)
             return value
         cells = tuple(map(self._cell, value.__closure__ or ()))
         copied = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells or None)
@@ -403,6 +420,28 @@ def _is_name(cell: types.CellType) -> bool:
     if isinstance(content, types.FunctionType):
         return is_library(content) or not (content.__closure__ or content.__defaults__ or content.__dict__)
     return isinstance(content, _NAMES)
+
+
+def _rule_of(kind: type) -> Callable[[Copier, Any], Any]:
+    """Find the rule for the objects of a class."""
+    handle = kind.__module__.startswith(_HANDLES) and not issubclass(kind, nn.Module)
+    if handle or issubclass(kind, _SHARED):
+        return Copier._itself
+    if kind in _RULES:
+        return _RULES[kind]
+    return next((rule for base, rule in _RULES_OF_BASES if issubclass(kind, base)), Copier._object)
+
+
+def _base_of(kind: type) -> Any:
+    """Return the container that a class extends, or object."""
+    return next((base for base in _CONTAINERS if issubclass(kind, base)), object)
+
+
+def _slots_of(kind: type) -> tuple[types.MemberDescriptorType, ...]:
+    bases = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
+    return tuple(
+        slot for base in bases for slot in base.values() if type(slot) is types.MemberDescriptorType
+    )
 
 
 def _root(value: Any) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torch_geninit.graph import outside
 from torch_geninit.graph.architecture import Architecture, Shape
 from torch_geninit.graph.tracer.clone import clone_structure, set_training, tensors_in
 from torch_geninit.graph.tracer.copying import CannotFollow, Copier
@@ -184,7 +185,7 @@ def _run(
     args, kwargs = Copier(_empty if meta else _copy)((inputs.args, dict(inputs.kwargs)))
     for tensor in tensors_in([*args, *kwargs.values()]):
         recorder.enter(tensor)
-    with recorder, Surroundings(recorder):
+    with outside.copied(copier), recorder, Surroundings(recorder):
         output = contextvars.copy_context().run(clone, *args, **kwargs)
     recorder.leave(tensors_in(output))
     return recorder.drafts

@@ -1,0 +1,199 @@
+"""What a forward pass reaches outside of its model, by the names in its code: copied as well, while it runs.
+
+A table in a class attribute, a global or an lru_cache outlives the model's clone. What the clone puts there
+would be a trace's: of another type, on another device, or without data.
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import functools
+import types
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch_geninit.graph.copying import Copier, Uncopied, is_library
+
+_ENTRIES = frozenset(("forward", "setup_context"))
+"""What torch calls without being told in the code that is read here."""
+_CONSTRUCTION = frozenset(("__init__", "__new__", "__post_init__"))
+_UNCALLED = _CONSTRUCTION | frozenset(
+    """__init_subclass__ __class_getitem__ __reduce__ __reduce_ex__ __getstate__ __setstate__ __deepcopy__
+    __copy__ __repr__ __str__ __del__ __dir__ __sizeof__""".split()
+)
+_IMMUTABLE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
+_MISSING = object()
+
+
+class Names(NamedTuple):
+    """The names in a piece of code, nested functions included."""
+
+    read: frozenset[str]
+    written: frozenset[str]
+    attributes: frozenset[str]
+
+
+_NAMES: weakref.WeakKeyDictionary[types.CodeType, Names] = weakref.WeakKeyDictionary()
+"""What was found in code, which never changes."""
+
+
+def names_in(code: types.CodeType) -> Names:
+    """Return the globals that code reads and assigns, and all names that may be attributes."""
+    if code in _NAMES:
+        return _NAMES[code]
+    read: set[str] = set()
+    written: set[str] = set()
+    attributes = set(code.co_names)
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            read.add(instruction.argval)
+        elif instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            written.add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = names_in(constant)
+            read |= inner.read
+            written |= inner.written
+            attributes |= inner.attributes
+    _NAMES[code] = names = Names(frozenset(read), frozenset(written), frozenset(attributes))
+    return names
+
+
+@contextmanager
+def copied(copier: Copier) -> Iterator[None]:
+    """Let the code of a clone find copies of what it names in classes and modules, and put all back."""
+    reach = _Reach(copier)
+    reach.follow()
+    try:
+        reach.swap()
+        yield
+    finally:
+        reach.put_back()
+
+
+class _Reach:
+    """Follow names from what a copier has copied.
+
+    Attributes:
+        classes: class -> its attributes before.
+        scopes: id of a module's dictionary -> the dictionary, and those of its names that code uses, before.
+        functions: function -> its attributes before.
+        swaps: class or dictionary, name, copy.
+    """
+
+    def __init__(self, copier: Copier) -> None:
+        self.copier = copier
+        self.classes: dict[type, dict[str, Any]] = {}
+        self.scopes: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self.functions: dict[types.FunctionType, dict[str, Any]] = {}
+        self.swaps: list[tuple[type | dict[str, Any], str, Any]] = []
+        self._names = set(_ENTRIES)
+        self._modules: dict[types.ModuleType, None] = {}
+        self._constructed: set[type] = set()
+        self._visited: set[tuple[int, str]] = set()
+
+    def follow(self) -> None:
+        """Visit all that is reachable, until nothing new turns up."""
+        before = -1
+        while before != (before := len(self._visited) + len(self.functions) + len(self.classes)):
+            for kind in list(self.copier.classes):
+                self._enter(kind)
+            for function in list(self.copier.functions):
+                if function not in self.functions:
+                    self._read(function)
+            for kind in list(self.classes):
+                for name, value in list(vars(kind).items()):
+                    if name in self._names or self._is_implicit(kind, name, value):
+                        self._visit(kind, name, value)
+            for module in list(self._modules):
+                for name in self._names & vars(module).keys():
+                    self._use(vars(module), name)
+
+    def _enter(self, kind: type) -> None:
+        for base in kind.__mro__:
+            changeable = not base.__flags__ & _IMMUTABLE and not issubclass(base, enum.Enum)
+            if base not in self.classes and changeable and not is_library(base):
+                self.classes[base] = dict(vars(base))
+
+    def _is_implicit(self, kind: type, name: str, value: Any) -> bool:
+        if not (name.startswith("__") and isinstance(value, types.FunctionType)):
+            return False
+        return name not in _UNCALLED or (name in _CONSTRUCTION and kind in self._constructed)
+
+    def _read(self, function: types.FunctionType) -> None:
+        self.functions[function] = dict(function.__dict__)
+        names = names_in(function.__code__)
+        self._names |= names.attributes
+        for name in names.read | names.written:
+            self._use(function.__globals__, name)
+
+    def _use(self, scope: dict[str, Any], name: str) -> None:
+        _, before = self.scopes.setdefault(id(scope), (scope, {}))
+        if name not in before:
+            before[name] = scope.get(name, _MISSING)
+            if before[name] is not _MISSING:
+                self._visit(scope, name, before[name])
+
+    def _visit(self, place: type | dict[str, Any], name: str, value: Any) -> None:
+        if (id(place), name) in self._visited:
+            return
+        self._visited.add((id(place), name))
+        if isinstance(value, type):
+            self._constructed.update(value.__mro__)
+            self._enter(value)
+        elif isinstance(value, types.ModuleType):
+            if not is_library(types.SimpleNamespace(__module__=value.__name__)):
+                self._modules[value] = None
+        else:
+            new = self._copy(value)
+            if new is not value and type(new) is not Uncopied:
+                self.swaps.append((place, name, new))
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, staticmethod | classmethod):
+            inner = self.copier(value.__func__)
+            return value if inner is value.__func__ else type(value)(inner)
+        if type(value) is property:
+            parts = value.fget, value.fset, value.fdel
+            new = tuple(map(self.copier, parts))
+            return value if all(a is b for a, b in zip(new, parts, strict=True)) else property(*new)
+        if isinstance(value, functools.cached_property):
+            self.copier(value.func)
+            return value
+        return self.copier(value)
+
+    def swap(self) -> None:
+        """Put the copies in the places of the originals."""
+        for place, name, new in self.swaps:
+            _put(place, name, new)
+
+    def put_back(self) -> None:
+        """Undo the swaps, and whatever code assigned meanwhile."""
+        for kind, attributes in self.classes.items():
+            _restore(kind, dict(vars(kind)), attributes)
+        for scope, used in self.scopes.values():
+            _restore(scope, {name: scope.get(name, _MISSING) for name in used}, used)
+        for function, attributes in self.functions.items():
+            _restore(function.__dict__, dict(function.__dict__), attributes)
+
+
+def _restore(place: type | dict[str, Any], now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    for name in now.keys() | before.keys():
+        old = before.get(name, _MISSING)
+        if now.get(name, _MISSING) is not old:
+            _put(place, name, old)
+
+
+def _put(place: type | dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(place, dict):
+        if value is _MISSING:
+            place.pop(name, None)
+        else:
+            place[name] = value
+    elif value is _MISSING:
+        type.__delattr__(place, name)
+    else:
+        type.__setattr__(place, name, value)
