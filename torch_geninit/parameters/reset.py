@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from torch_geninit.graph.tracer.clone import clone_structure
 from torch_geninit.graph.tracer.copying import Copier
-from torch_geninit.parameters.transformers import is_loaded
 from torch_geninit.parameters.dtensor import is_sharded, local_indices, take_part
 from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.transformers import is_loaded
 
 
 def to_reset(module: nn.Module, left: Sequence[Slot]) -> list[nn.Module]:

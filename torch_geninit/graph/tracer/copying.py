@@ -86,8 +86,8 @@ class Uncopied:
         kind = type(value)
         text = (
             f"forward uses a {kind.__module__}.{kind.__qualname__}, which can't be copied "
-            f"({type(error).__name__}: {str(error)[:200]}), and the model's own must not change. Put something "
-            "that can be copied in its place for the trace, and pass the graph with graph="
+            f"({type(error).__name__}: {str(error)[:200]}), and the model's own must not change. Put "
+            "something that can be copied in its place for the trace, and pass the graph with graph="
         )
 
         def refuse(*_: object, **__: object) -> NoReturn:
@@ -210,7 +210,7 @@ class Copier:
             base.extend(shell, [self(item) for item in base.__iter__(value)])
 
     def _attribute(self, key: str, value: Any) -> Any:
-        """Copy an attribute of a module without hooks, but with those of torch.nn.utils that make a weight."""
+        """Copy an attribute of a module; of its hooks only those of torch.nn.utils that compute a weight."""
         if type(value) in ATOMS:
             return value
         if key in HOOKS:
@@ -439,9 +439,7 @@ def _base_of(kind: type) -> Any:
 
 def _slots_of(kind: type) -> tuple[types.MemberDescriptorType, ...]:
     bases = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
-    return tuple(
-        slot for base in bases for slot in base.values() if type(slot) is types.MemberDescriptorType
-    )
+    return tuple(slot for base in bases for slot in base.values() if type(slot) is types.MemberDescriptorType)
 
 
 def _root(value: Any) -> str:
@@ -449,7 +447,7 @@ def _root(value: Any) -> str:
 
 
 def makes_weight(hook: Any) -> bool:
-    """Whether a forward pre-hook is torch's own that computes a weight (weight_norm, spectral_norm, prune)."""
+    """Whether a forward pre-hook is one of torch.nn.utils: weight_norm, spectral_norm, pruning."""
     return type(hook).__module__.startswith("torch.nn.utils")
 
 

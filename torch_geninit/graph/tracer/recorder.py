@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_geninit.graph.architecture import ParameterUse, Shape
 from torch_geninit.graph.tracer.clone import tensors_in
+from torch_geninit.graph.tracer.draft import Draft, unique
 from torch_geninit.graph.tracer.mixed_meta import (
     CPU,
     LARGE,
@@ -28,7 +29,6 @@ from torch_geninit.graph.tracer.mixed_meta import (
     restored,
     without_data,
 )
-from torch_geninit.graph.tracer.draft import Draft, unique
 from torch_geninit.graph.tracer.shape_rules import SHORTCUTS, Shortcut, like
 from torch_geninit.graph.vocabulary import RULES
 

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_geninit.graph import outside
 from torch_geninit.graph.architecture import Architecture, Shape
+from torch_geninit.graph.tracer import outside
 from torch_geninit.graph.tracer.clone import clone_structure, set_training, tensors_in
 from torch_geninit.graph.tracer.copying import CannotFollow, Copier
-from torch_geninit.graph.tracer.mixed_meta import LARGE
 from torch_geninit.graph.tracer.draft import Draft, assemble
+from torch_geninit.graph.tracer.function_overrides import Surroundings
 from torch_geninit.graph.tracer.inputs import Inputs, given, guesses
 from torch_geninit.graph.tracer.isolation import isolated
+from torch_geninit.graph.tracer.mixed_meta import LARGE
 from torch_geninit.graph.tracer.recorder import NESTED, Recorder
 from torch_geninit.graph.tracer.rewrite import simplify
 from torch_geninit.graph.tracer.rules import RULES_OF_KIND
-from torch_geninit.graph.tracer.function_overrides import Surroundings
 
 GUESSED = "inputs guessed: "
 """Begins the note of a graph whose inputs nobody gave."""
@@ -140,7 +140,9 @@ def _first(
                     return inputs, _run(model, names, inputs, meta=meta, training=training)
             except CannotFollow as error:
                 traceback.clear_frames(error.__traceback__)
-                raise TraceError(f"{type(model).__name__} can't be followed: {error}{_place(error)}") from error
+                raise TraceError(
+                    f"{type(model).__name__} can't be followed: {error}{_place(error)}"
+                ) from error
             except Exception as error:  # whatever a forward pass may raise
                 traceback.clear_frames(error.__traceback__)  # they hold the clone
                 if _out_of_memory(error):  # other inputs would give another graph, and so other weights

@@ -12,10 +12,10 @@ import functools
 import types
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from torch_geninit.graph.copying import Copier, Uncopied, is_library
+from torch_geninit.graph.tracer.copying import Copier, Uncopied, is_library
 
 _ENTRIES = frozenset(("forward", "setup_context"))
 """What torch calls without being told in the code that is read here."""
@@ -106,7 +106,8 @@ class _Reach:
                     self._read(function)
             for kind in list(self.classes):
                 for name, value in list(vars(kind).items()):
-                    if name in self._names or self._is_implicit(kind, name, value):
+                    special = name.startswith("__") and name.endswith("__")
+                    if self._is_implicit(kind, name, value) if special else name in self._names:
                         self._visit(kind, name, value)
             for module in list(self._modules):
                 for name in self._names & vars(module).keys():
@@ -114,12 +115,12 @@ class _Reach:
 
     def _enter(self, kind: type) -> None:
         for base in kind.__mro__:
-            changeable = not base.__flags__ & _IMMUTABLE and not issubclass(base, enum.Enum)
+            changeable = not base.__flags__ & _IMMUTABLE and not issubclass(base, enum.Enum | type)
             if base not in self.classes and changeable and not is_library(base):
                 self.classes[base] = dict(vars(base))
 
     def _is_implicit(self, kind: type, name: str, value: Any) -> bool:
-        if not (name.startswith("__") and isinstance(value, types.FunctionType)):
+        if not isinstance(value, types.FunctionType):
             return False
         return name not in _UNCALLED or (name in _CONSTRUCTION and kind in self._constructed)
 
@@ -168,7 +169,8 @@ class _Reach:
     def swap(self) -> None:
         """Put the copies in the places of the originals."""
         for place, name, new in self.swaps:
-            _put(place, name, new)
+            with suppress(AttributeError, TypeError):  # a class that forbids it
+                _put(place, name, new)
 
     def put_back(self) -> None:
         """Undo the swaps, and whatever code assigned meanwhile."""
