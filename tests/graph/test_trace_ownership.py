@@ -1,4 +1,4 @@
-"""Whatever a forward pass does to what its model owns, names or caches: the user's objects stay as they are."""
+"""Whatever a forward pass does to what its model owns, names or caches: the originals stay as they are."""
 
 from __future__ import annotations
 

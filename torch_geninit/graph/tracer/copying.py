@@ -253,7 +253,7 @@ class Copier:
         items = [self(item) for item in value]
         if all(a is b for a, b in zip(items, value, strict=True)):
             return value
-        base = tuple if isinstance(value, tuple) else frozenset
+        base: Any = tuple if isinstance(value, tuple) else frozenset
         copied = base.__new__(type(value), items)
         if getattr(value, "__dict__", None):
             vars(copied).update(self(value.__dict__))
@@ -287,9 +287,10 @@ class Copier:
         return any(self(item) is not item for item in (*carried, *function.__dict__.values()))
 
     def _cell(self, value: types.CellType) -> types.CellType:
+        copied: types.CellType
         if id(value) in self.memo:
-            found: types.CellType = self.memo[id(value)]
-            return found
+            copied = self.memo[id(value)]
+            return copied
         copied = self.remember(value, types.CellType())
         try:
             content = value.cell_contents
@@ -361,7 +362,8 @@ class Copier:
 
     def _local(self, value: Any) -> Any:
         try:
-            copied = self.remember(value, type(value).__new__(type(value)))
+            kind: Any = type(value)
+            copied = self.remember(value, kind.__new__(kind))
             vars(copied).update(self(dict(vars(value))))
         except Exception as error:  # noqa: BLE001 - a subclass of somebody's
             return Uncopied(value, error)
@@ -424,7 +426,7 @@ def _is_name(cell: types.CellType) -> bool:
 
 def _rule_of(kind: type) -> Callable[[Copier, Any], Any]:
     """Find the rule for the objects of a class."""
-    handle = kind.__module__.startswith(_HANDLES) and not issubclass(kind, nn.Module)
+    handle = kind.__module__.startswith(_HANDLES) and not issubclass(kind, nn.Module | Tensor)
     if handle or issubclass(kind, _SHARED):
         return Copier._itself
     if kind in _RULES:

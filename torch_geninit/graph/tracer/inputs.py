@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from torch_geninit.graph.tracer.clone import tensors_in
+from torch_geninit.graph.tracer.recorder import NESTED
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 _TOKENS = 16
+_LARGEST = 2048
 
 
 class Inputs(NamedTuple):
@@ -25,6 +31,44 @@ class Inputs(NamedTuple):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     text: str
+
+
+EXPECTED = "a tensor, a tuple of arguments, or a dict of keyword arguments"
+
+
+def unusable(example_inputs: Any) -> str | None:
+    """Say why no network could be traced on ``example_inputs=``; None if nothing speaks against it."""
+    if isinstance(example_inputs, Iterator):
+        return f"expected {EXPECTED}, got a {type(example_inputs).__name__}, which can't be read twice"
+    if isinstance(example_inputs, Mapping) and not all(isinstance(name, str) for name in example_inputs):
+        return f"expected {EXPECTED}, got a dict whose keys are not the names of arguments"
+    tensors = list(tensors_in(example_inputs))
+    if any(tensor.is_nested for tensor in tensors):
+        return NESTED
+    if tensors and not any(tensor.numel() for tensor in tensors):
+        return f"expected tensors with elements, got a {describe(tensors[0])}. A batch of one is enough"
+    return None
+
+
+def unlikely(example_inputs: Any) -> str | None:
+    """Say what ``example_inputs=``, on which a network failed, were probably meant to be."""
+    numbers = example_inputs if isinstance(example_inputs, tuple | list) else ()
+    if numbers and all(type(extent) is int for extent in numbers):
+        shape = ", ".join(map(str, numbers))
+        return f"expected {EXPECTED}, got numbers. If they are a shape, pass torch.zeros({shape})"
+    if type(example_inputs) in (int, float, bool, str, bytes) or isinstance(example_inputs, type):
+        return f"expected {EXPECTED}, got {str(example_inputs)[:50]!r}"
+    for item in _items(example_inputs):
+        if type(item).__module__.partition(".")[0] == "numpy":
+            kind = type(item).__name__
+            return f"expected {EXPECTED}, got a numpy {kind}. Convert it with torch.as_tensor"
+    return None
+
+
+def _items(example_inputs: Any) -> Iterable[Any]:
+    if isinstance(example_inputs, Mapping):
+        return example_inputs.values()
+    return example_inputs if type(example_inputs) in (tuple, list) else (example_inputs,)
 
 
 def given(example_inputs: Any) -> Inputs:
@@ -80,7 +124,8 @@ def guesses(model: nn.Module, batch: int = 1) -> list[Inputs]:
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
         found = [_tensor((_TOKENS, batch, shapes[0][-1]))]
     elif not isinstance(module, _ConvNd) or module.in_channels > 4:
-        found += [_tensor((batch, 3, size, size)) for size in (224, 256)]
+        sizes = dict.fromkeys((224, 256, *_implied_sizes(model, module), 32, 64))
+        found += [_tensor((batch, 3, size, size)) for size in sizes]
     return [*found, *_declared(model)]
 
 
@@ -100,7 +145,47 @@ def _image_sizes(model: nn.Module, stem: _ConvNd) -> list[tuple[int, ...]]:
         reduces = stem.stride[0] > 1 or stem.kernel_size[0] >= 7
         deep = sum(isinstance(module, _POOLS) for module in model.modules()) >= 5
         sizes = (224, 32, 299, 256, 64, 28) if reduces or deep else (32, 224, 28, 64, 256)
+        sizes = tuple(dict.fromkeys((*sizes, *_implied_sizes(model, stem))))
     return [(size,) * space for size in sizes]
+
+
+def _implied_sizes(model: nn.Module, stem: nn.Module) -> list[int]:
+    """Return sizes of square images that the tables of positions and the pools of a model imply.
+
+    A table for n patches of p x p pixels, with or without tokens for a class, says sqrt(n) p; a last pooling
+    of k x k after strides whose product is s says k s.
+    """
+    if isinstance(stem, _ConvNd):
+        width, patches = stem.out_channels, [int(stem.stride[0])]
+    elif isinstance(stem, nn.Linear):
+        width = stem.out_features
+        patches = [isqrt(stem.in_features // c) for c in (3, 1, 4) if _square(stem.in_features, c)]
+    else:
+        return []
+    sizes = []
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if "pos" in name.lower() and not is_lazy(tensor) and tensor.ndim > 1 and width in tensor.shape:
+            positions = tensor.numel() // width
+            sizes += [
+                isqrt(positions - extra) * patch
+                for patch in patches
+                for extra in (0, 1, 2, 5)
+                if positions > extra and _square(positions - extra)
+            ]
+    layers = [m for m in model.modules() if isinstance(m, (_ConvNd, *_POOLS))]
+    if layers and isinstance(layers[-1], nn.AvgPool2d):
+        kernel = layers[-1].kernel_size
+        strides = [_first(m.stride) for m in layers[:-1] if _first(m.kernel_size) > 1]
+        sizes.append(_first(kernel) * prod(strides))
+    return [size for size in dict.fromkeys(sizes) if 1 < size <= _LARGEST]
+
+
+def _square(number: int, factor: int = 1) -> bool:
+    return number % factor == 0 and isqrt(number // factor) ** 2 == number // factor
+
+
+def _first(extent: Any) -> int:
+    return int(extent[0] if isinstance(extent, tuple | list) else extent)
 
 
 def _own_shape(model: nn.Module, guess: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -84,7 +84,7 @@ class Recorder(TorchDispatchMode):
         rules: name of a rule (see :data:`~torch_geninit.graph.vocabulary.RULES`) -> what it does.
     """
 
-    def __init__(self, *, meta: bool, shapes: Mapping[str, Shape], rules: Mapping[str, Rule]) -> None:
+    def __init__(self, *, meta: bool, shapes: dict[str, Shape], rules: Mapping[str, Rule]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meta = meta
         self.shapes = shapes

@@ -9,22 +9,22 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_geninit.graph.architecture import Architecture, Shape
+from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer import outside
 from torch_geninit.graph.tracer.clone import clone_structure, set_training, tensors_in
-from torch_geninit.graph.tracer.copying import CannotFollow, Copier
+from torch_geninit.graph.tracer.copying import CannotFollow, Copier, makes_weight
 from torch_geninit.graph.tracer.draft import Draft, assemble
 from torch_geninit.graph.tracer.function_overrides import Surroundings
-from torch_geninit.graph.tracer.inputs import Inputs, given, guesses
+from torch_geninit.graph.tracer.inputs import Inputs, given, guesses, unlikely, unusable
 from torch_geninit.graph.tracer.isolation import isolated
 from torch_geninit.graph.tracer.mixed_meta import LARGE
-from torch_geninit.graph.tracer.recorder import NESTED, Recorder
+from torch_geninit.graph.tracer.recorder import Recorder
 from torch_geninit.graph.tracer.rewrite import simplify
 from torch_geninit.graph.tracer.rules import RULES_OF_KIND
 
@@ -88,14 +88,21 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
 
 
 def _record(model: nn.Module, names: dict[int, str], example_inputs: Any) -> tuple[list[Draft], list[str]]:
+    wrong = unusable(example_inputs) if example_inputs is not None else None
+    if wrong is not None:
+        raise TraceError(f"example_inputs: {wrong}")
     candidates = [given(example_inputs)] if example_inputs is not None else guesses(model)
     if not candidates:
         raise TraceError(
             f"can't guess the inputs of {type(model).__name__}: it has no layer to judge by; {_PASS_INPUTS}"
         )
-    if any(tensor.is_nested for tensor in tensors_in([candidates[0].args, candidates[0].kwargs])):
-        raise TraceError(f"example_inputs: {NESTED}")
-    inputs, drafts = _first(model, names, candidates, example_inputs is not None)
+    try:
+        inputs, drafts = _first(model, names, candidates, example_inputs is not None)
+    except TraceError as error:
+        wrong = unlikely(example_inputs)
+        if wrong is None:
+            raise
+        raise TraceError(f"example_inputs: {wrong}") from error
     missing = _unreached(drafts, names)
     if missing:
         more = candidates if example_inputs is not None else [*candidates, *guesses(model, batch=2)]
@@ -124,7 +131,7 @@ def _first(
     training: bool = False,
 ) -> tuple[Inputs, list[Draft]]:
     """Run on the first inputs that work: without data, and if it asks for data, on a copy with data."""
-    failures: list[Exception] = []
+    failures: list[_Failure] = []
     sharded = False
     for meta in (True, False):
         if not meta:
@@ -135,27 +142,65 @@ def _first(
             if sharded or any(parameter.device.type == "meta" for parameter in model.parameters()):
                 break
         for inputs in candidates:
+            recorder = Recorder(meta=meta, shapes={}, rules=RULES_OF_KIND)
             try:
                 with _no_collection() if meta else nullcontext():  # garbage with data may be large
-                    return inputs, _run(model, names, inputs, meta=meta, training=training)
+                    _run(model, names, inputs, recorder, training=training)
+                    return inputs, recorder.drafts
             except CannotFollow as error:
                 traceback.clear_frames(error.__traceback__)
-                raise TraceError(
-                    f"{type(model).__name__} can't be followed: {error}{_place(error)}"
-                ) from error
+                text = f"{type(model).__name__} can't be followed: {error}{_place(error)}"
+                raise TraceError(text) from error
             except Exception as error:  # whatever a forward pass may raise
                 traceback.clear_frames(error.__traceback__)  # they hold the clone
                 if _out_of_memory(error):  # other inputs would give another graph, and so other weights
                     raise
-                failures.append(error)
-    cause = failures[len(candidates) if len(failures) > len(candidates) else 0]
+                failures.append(_Failure(error, inputs, meta, len(recorder.drafts)))
     raise TraceError(
-        f"{type(model).__name__} could not be run on "
-        + "; or ".join(dict.fromkeys(inputs.text for inputs in candidates))
-        + f": {type(cause).__name__}: {str(cause).strip() or 'no message'}{_place(cause)}\n"
+        _explain(model, failures)
         + ("check example_inputs=" if known else f"that was a guess: {_PASS_INPUTS}")
         + (_TRACE_FIRST if sharded else "")
-    ) from cause
+        + _about_hooks(model)
+    ) from _telling(failures).error
+
+
+class _Failure(NamedTuple):
+    """An attempt that failed: why, on which inputs, without data or with, and after how many operations."""
+
+    error: Exception
+    inputs: Inputs
+    meta: bool
+    steps: int
+
+
+def _telling(failures: list[_Failure]) -> _Failure:
+    """Return the attempt that tells most: one with data if there is any, and of those the furthest."""
+    return max(failures, key=lambda failure: (not failure.meta, failure.steps))
+
+
+def _explain(model: nn.Module, failures: list[_Failure]) -> str:
+    told = _telling(failures)
+    error = told.error
+    others = [text for text in dict.fromkeys(f.inputs.text for f in failures) if text != told.inputs.text]
+    return (
+        f"{type(model).__name__} could not be run on {told.inputs.text}: "
+        f"{type(error).__name__}: {str(error).strip() or 'no message'}{_place(error)}\n"
+        + (f"nor on {'; or '.join(others)}\n" if others else "")
+    )
+
+
+def _about_hooks(model: nn.Module) -> str:
+    """Say that hooks were left out, where there are any that may compute what forward reads."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if not makes_weight(hook):
+                hook_name = getattr(hook, "__name__", type(hook).__name__)
+                return (
+                    f". Hooks do not run in a trace: if the forward pre-hook {hook_name!r} of "
+                    f"{name or type(module).__name__!r} computes what forward reads, such as a weight, "
+                    "do that in forward or with torch.nn.utils.parametrize"
+                )
+    return ""
 
 
 def _place(error: Exception) -> str:
@@ -174,23 +219,21 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _run(
-    model: nn.Module, names: dict[int, str], inputs: Inputs, *, meta: bool, training: bool
-) -> list[Draft]:
-    copier = Copier(_constant if meta else _copy)
+    model: nn.Module, names: dict[int, str], inputs: Inputs, recorder: Recorder, *, training: bool
+) -> None:
+    copier = Copier(_constant if recorder.meta else _copy)
     clone, tensors = clone_structure(model, copier)
-    shapes: dict[str, Shape] = {name: tuple(tensors[i].shape) for i, name in names.items()}
-    recorder = Recorder(meta=meta, shapes=shapes, rules=RULES_OF_KIND)
     for identity, name in names.items():
+        recorder.shapes[name] = tuple(tensors[identity].shape)
         recorder.own(tensors[identity], name)
     if training:
         set_training(clone, True)
-    args, kwargs = Copier(_empty if meta else _copy)((inputs.args, dict(inputs.kwargs)))
+    args, kwargs = Copier(_empty if recorder.meta else _copy)((inputs.args, dict(inputs.kwargs)))
     for tensor in tensors_in([*args, *kwargs.values()]):
         recorder.enter(tensor)
     with outside.copied(copier), recorder, Surroundings(recorder):
         output = contextvars.copy_context().run(clone, *args, **kwargs)
     recorder.leave(tensors_in(output))
-    return recorder.drafts
 
 
 @contextmanager
