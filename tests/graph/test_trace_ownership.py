@@ -515,3 +515,10 @@ def test_what_is_told_by_identity_keeps_it() -> None:
         assert self.marker is default is marker and self.kind is Marker
 
     run(forward, colour=Colour.RED, nothing=NOTHING, act=torch.relu, marker=marker, kind=Marker)
+
+
+def test_a_long_chain_of_objects_is_no_obstacle() -> None:
+    chain: Any = None
+    for _ in range(5000):
+        chain = Plain(next=chain)
+    run(lambda self, x: self.chain.next and None, chain=chain)

@@ -148,7 +148,12 @@ class Copier:
         rule = self._rules.get(kind)
         if rule is None:
             rule = self._rules[kind] = _rule_of(kind)
-        copied = rule(self, value)
+        try:
+            copied = rule(self, value)
+        except Exception as error:
+            if isinstance(value, nn.Module | Tensor):
+                raise
+            copied = Uncopied(value, error)
         return copied if copied is value else self.remember(value, copied)
 
     def shell(self, value: Any) -> Any:
@@ -361,12 +366,9 @@ class Copier:
         return _RLOCK()
 
     def _local(self, value: Any) -> Any:
-        try:
-            kind: Any = type(value)
-            copied = self.remember(value, kind.__new__(kind))
-            vars(copied).update(self(dict(vars(value))))
-        except Exception as error:  # noqa: BLE001 - a subclass of somebody's
-            return Uncopied(value, error)
+        kind: Any = type(value)
+        copied = self.remember(value, kind.__new__(kind))
+        vars(copied).update(self(dict(vars(value))))
         return copied
 
     def _generator(self, value: torch.Generator) -> Any:
@@ -392,9 +394,11 @@ class Copier:
                 copied.extend([self(item) for item in items])
             for key, item in pairs or ():
                 copied[self(key)] = self(item)
-        except Exception as error:  # noqa: BLE001 - whatever a class may raise
+        except Exception:
             # A stream or a process group of torch is a handle; nothing that a forward pass fills.
-            return value if _root(value) == "torch" else Uncopied(value, error)
+            if _root(value) == "torch":
+                return value
+            raise
         return copied
 
     def _set_state(self, copied: Any, state: Any) -> None:
@@ -410,8 +414,10 @@ class Copier:
         try:
             with StandInCopies(self.stand_in):
                 return copy.deepcopy(value, self.memo)
-        except Exception as error:  # noqa: BLE001 - whatever a class may raise
-            return value if _root(value) == "torch" else Uncopied(value, error)
+        except Exception:
+            if _root(value) == "torch":
+                return value
+            raise
 
 
 def _is_name(cell: types.CellType) -> bool:
