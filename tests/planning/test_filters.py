@@ -94,7 +94,7 @@ def test_a_head_of_other_size_that_was_asked_for_is_reported(tiny: Callable[[str
 
 
 def test_what_vaes_never_draw_and_was_asked_for_is_reported(tiny: Callable[[str], WeightGenerator]) -> None:
-    with pytest.raises(geninit.StrictError, match="vae_ draws the weights of convolutions only"):
+    with pytest.raises(geninit.StrictError, match="vae_ draws the weights of torch.nn's convolutions only"):
         geninit.vae_(fresh(), pretrained=tiny("vae"), seed=0, include="head.weight", strict=True)
 
 

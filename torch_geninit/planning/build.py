@@ -17,6 +17,7 @@ from torch_geninit.generators.entry import Entry, Layer, Route
 from torch_geninit.graph.architecture import Architecture, ParameterUse
 from torch_geninit.graph.queries import head_nodes
 from torch_geninit.parameters.named import Slot, canonical, canonical_module, survey
+from torch_geninit.planning.convolutions import CONVOLUTIONS, convolutions, may_be_one
 from torch_geninit.planning.filters import Patterns, Wishes, read_wishes
 from torch_geninit.planning.plan import NAMED, Method, Plan
 from torch_geninit.planning.shared_memory import keep_apart
@@ -24,13 +25,10 @@ from torch_geninit.planning.shared_memory import keep_apart
 Head = Literal["auto", "keep", "generate"]
 Untrusted = Literal["keep", "generate"]
 
+OTHER_LAYER = "vae_ draws the weights of torch.nn's convolutions only"
 OTHER_HEAD = "head of other size"
 OTHER_GRAPH = "the graph that was passed doesn't have it: not reached, or of another model"
 
-CONVOLUTIONS = {
-    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    "conv_transpose": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-}
 TELLING: dict[str, tuple[type[nn.Module], ...]] = {
     **CONVOLUTIONS,
     "batch_norm": (nn.modules.batchnorm._BatchNorm,),
@@ -51,18 +49,19 @@ def plan_layers(
 ) -> Plan:
     """Plan for a generator that fills convolutions one by one."""
     slots = survey(module, name)
-    layers = _layers(slots)
+    layers = convolutions(slots)
     wishes = read_wishes(slots, include, exclude)
     rules = wishes.kept
 
     def decide(slot: Slot) -> Decision:
         layer = layers.get(id(slot.owner))
         if layer is None or slot.attribute != "weight":
-            return Decision(Route.KEPT, "vae_ draws the weights of convolutions only")
+            why = may_be_one(slot)
+            return Decision(Route.SKIPPED, why) if why is not None else Decision(Route.KEPT, OTHER_LAYER)
         return Decision(Route.GENERATED, role="weight", layer=layer)
 
     entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, None))
-    if not layers:
+    if not layers and not any(entry.route is Route.SKIPPED for entry in entries):
         entries = _aloud(entries, rules)
     entries = keep_apart(entries, slots, module)
     plan = Plan(
@@ -241,22 +240,6 @@ def _judged(plan: Plan, untrusted: Untrusted = "keep") -> Plan:
         for entry in plan.entries
     )
     return replace(plan, entries=entries, verdict=verdict)
-
-
-def _layers(slots: Sequence[Slot]) -> dict[int, Layer]:
-    found: dict[int, tuple[str, tuple[int, ...], int]] = {}
-    for slot in slots:
-        if slot.attribute != "weight" or slot.derived or is_lazy(slot.parameter):
-            continue
-        for op, kinds in CONVOLUTIONS.items():
-            kernel_size = tuple(getattr(slot.owner, "kernel_size", ()))
-            if isinstance(slot.owner, kinds) and tuple(slot.parameter.shape[2:]) == kernel_size:
-                found[id(slot.owner)] = (op, kernel_size, int(getattr(slot.owner, "groups", 1)))
-    last = len(found) - 1
-    return {
-        owner: Layer(op, kernel, index / last if last else 0.5, index, groups)
-        for index, (owner, (op, kernel, groups)) in enumerate(found.items())
-    }
 
 
 def _modules(module: nn.Module, prefix: str = "") -> WeakKeyDictionary[nn.Module, str]:
