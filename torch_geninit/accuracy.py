@@ -76,13 +76,13 @@ def expect(
             f"to expect: {why}"
         )
     with fixed():
-        told = made.pretrained.expectation(made)
-    if told is None:
+        expectation = made.pretrained.expectation(made)
+    if expectation is None:
         raise ValueError(
             f"{made.source} can't tell what to expect: its file has no measured networks. "
             "Use a generator that has, or measure them with `python -m torch_geninit.training expectation`"
         )
-    return told._replace(caveat="; ".join(_caveats(made)), source=made.source)
+    return expectation._replace(caveat="; ".join(_caveats(made)), source=made.source)
 
 
 def _caveats(made: Plan) -> Iterator[str]:
@@ -102,10 +102,10 @@ def _caveats(made: Plan) -> Iterator[str]:
         return
     own = tuple(made.pretrained.card["input"]["size"])
     # A layer tells how many channels there are; of sizes that were guessed nothing is known.
-    told = 1 if any(note.startswith(GUESSED) for note in graph.notes) else len(own)
+    known = 1 if any(note.startswith(GUESSED) for note in graph.notes) else len(own)
     for size in sorted({node.shape[1:] for node in graph.nodes if node.op == "input"}):
-        if len(size) == len(own) and size[:told] != own[:told]:
-            yield f"the model reads images of {_times(size[:told])}, not {_times(own[:told])}"
+        if len(size) == len(own) and size[:known] != own[:known]:
+            yield f"the model reads images of {_times(size[:known])}, not {_times(own[:known])}"
 
 
 def _times(size: tuple[int, ...]) -> str:

@@ -15,6 +15,7 @@ from torch_geninit.errors import GenInitWarning, StrictError
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.hub import registry
+from torch_geninit.planning import messages
 from torch_geninit.planning.auto import select
 from torch_geninit.planning.build import Head, Untrusted, plan_graph, plan_layers
 from torch_geninit.planning.filters import Patterns
@@ -403,17 +404,17 @@ def _fill(
 ) -> ModuleT:
     if not isinstance(strict, bool):
         raise TypeError(f"strict: expected True or False, got {strict!r}")
-    complaint = made.complaint(strict=strict, unfilled=unfilled)
-    if strict and complaint is not None:
+    if strict and (left_out := messages.left_out(made, strict=True)) is not None:
         names = ", ".join(entry.name for entry in made.skipped[:10])
         more = ", ..." if len(made.skipped) > 10 else ""
-        raise StrictError(f"{complaint}.\nThese are {names}{more}; nothing was changed")
+        raise StrictError(f"{left_out}\nThese are {names}{more}; nothing was changed")
     targets = made.match(module)
     refuse_unfilled(unfilled, targets.left)
     if generator is not None and made.generated:
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
-    if complaint is not None:
+    message = messages.warning(made, unfilled=unfilled)
+    if message is not None:
         # Before the first write: a warning may be turned into an error.
-        warn(complaint, GenInitWarning, stacklevel=3)
+        warn(message, GenInitWarning, stacklevel=3)
     return prediction.fill(module, targets, unfilled)

@@ -66,7 +66,7 @@ def test_what_is_included_in_vain_is_reported(verb: Verb) -> None:
     model = fresh()
     model.stem.requires_grad_(False)
     before = values(model)
-    words = r"1 x named in include=, but frozen .*\(first: stem.weight\)\. Leave them out of include="
+    words = r"1 x named in include=, but frozen .*\(first: stem.weight\)\.\nLeave them out of include="
     with pytest.warns(geninit.GenInitWarning, match=words):
         verb(model, include=["stem.weight", FIRST])
     assert not equal(values(model)[FIRST], before[FIRST])

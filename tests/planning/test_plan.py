@@ -17,6 +17,7 @@ from torch_geninit.generators.entry import Route
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.graph.queries import head_nodes
 from torch_geninit.parameters.named import canonical, survey
+from torch_geninit.planning import messages
 from torch_geninit.planning.build import OTHER_GRAPH
 
 Generators = Callable[[str], WeightGenerator]
@@ -28,14 +29,15 @@ class TestHead:
         plan = geninit.plan(net(7), pretrained=ghn)
         assert routes(plan)["5.weight"] == routes(plan)["5.bias"] == "kept"
         assert plan.entries[-1].reason == "head of other size: 7 outputs, ghn has 10 classes"
-        assert plan.complaint() is None
+        assert messages.warning(plan) is None
 
     def test_a_model_that_is_all_head_is_not_kept_in_silence(self, ghn: WeightGenerator) -> None:
         probe = nn.Sequential(nn.Flatten(), nn.Linear(8, 7))
         inputs = torch.zeros(1, 8)
         with pytest.warns(geninit.GenInitWarning, match="2 of 2 parameters.*head of other size"):
             geninit.ghn_(probe, pretrained=ghn, example_inputs=inputs)
-        assert geninit.plan(probe, pretrained=ghn, example_inputs=inputs, head="keep").complaint() is None
+        made = geninit.plan(probe, pretrained=ghn, example_inputs=inputs, head="keep")
+        assert "writes nothing" in str(messages.warning(made)) and not made.skipped
 
     def test_keep(self, ghn: WeightGenerator) -> None:
         plan = geninit.plan(net(10), pretrained=ghn, head="keep")
@@ -98,7 +100,7 @@ class TestGraphRoutes:
         skipped = {entry.name: entry.reason for entry in plan.skipped}
         assert skipped == dict.fromkeys(("spare.weight", "spare.bias"), "the forward pass doesn't reach it")
         assert len(plan.generated) == 6
-        assert "2 of 8 parameters" in str(plan.complaint())
+        assert "2 of 8 parameters" in str(messages.warning(plan))
 
     def test_without_trust_everything_is_skipped_and_the_head_still_kept(self) -> None:
         card = ghn_card()
@@ -126,7 +128,10 @@ class TestGraphRoutes:
         assert set(routes(plan).values()) == {"generated"}
         model, trusting = net(), copy.deepcopy(generator)
         geninit.ghn_(model, pretrained=generator, untrusted="generate")
-        assert not recwarn.list
+        (said,) = (str(w.message) for w in recwarn.list)
+        assert said.startswith("ghn_ fills 6 of 6 parameters of Sequential, as asked, although ")
+        assert plan.verdict.reason in said and "\n" not in said
+        recwarn.clear()
         trusting.card["trained"]["threshold"] = 1e9
         expected = geninit.ghn_(net(), pretrained=trusting)
         assert all(map(torch.equal, expected.parameters(), model.parameters()))

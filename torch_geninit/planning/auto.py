@@ -66,7 +66,7 @@ def _rank(made: Plan) -> tuple[float, ...]:
     expected = 0.0
     if trusted:  # far from all that was measured, an expectation tells nothing
         with fixed():
-            told = made.pretrained.expectation(made)
-        expected = told.accuracy if told else 0.0
+            measured = made.pretrained.expectation(made)
+        expected = measured.accuracy if measured else 0.0
     # What is outside was never measured: of a network that another one was trained on it may expect too much.
     return (trusted, matrices, distance == 0, len(made.generated), expected, -distance)

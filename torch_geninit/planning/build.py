@@ -18,8 +18,8 @@ from torch_geninit.graph.architecture import Architecture, ParameterUse
 from torch_geninit.graph.queries import head_nodes
 from torch_geninit.parameters.named import Slot, canonical, canonical_module, survey
 from torch_geninit.planning.convolutions import CONVOLUTIONS, convolutions, may_be_one
-from torch_geninit.planning.filters import Patterns, Wishes, read_wishes
-from torch_geninit.planning.plan import NAMED, Method, Plan
+from torch_geninit.planning.filters import NAMED, Patterns, Wishes, read_wishes
+from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.shared_memory import keep_apart
 
 Head = Literal["auto", "keep", "generate"]
@@ -62,7 +62,7 @@ def plan_layers(
 
     entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, None))
     if not layers and not any(entry.route is Route.SKIPPED for entry in entries):
-        entries = _aloud(entries, rules)
+        entries = _skip_kept(entries, rules)
     entries = keep_apart(entries, slots, module)
     plan = Plan(
         entries=tuple(entries),
@@ -72,7 +72,7 @@ def plan_layers(
         pretrained=pretrained,
         modules=_modules(module, name),
     )
-    return _insisted(_judged(plan), wishes)
+    return _skip_included_in_vain(_judged(plan), wishes)
 
 
 def plan_graph(
@@ -126,7 +126,7 @@ def plan_graph(
 
     entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, graph))
     if head == "auto" and not rules and all(entry.route is Route.KEPT for entry in entries):
-        entries = _aloud(entries, rules)
+        entries = _skip_kept(entries, rules)
     entries = keep_apart(entries, slots, model)
     plan = Plan(
         entries=tuple(entries),
@@ -137,7 +137,7 @@ def plan_graph(
         pretrained=pretrained,
         modules=_modules(model),
     )
-    return _insisted(_judged(plan, untrusted), wishes)
+    return _skip_included_in_vain(_judged(plan, untrusted), wishes)
 
 
 class Decision(NamedTuple):
@@ -198,7 +198,7 @@ def _entries(
     return list(entries.values())
 
 
-def _aloud(entries: list[Entry], rules: Mapping[str, str]) -> list[Entry]:
+def _skip_kept(entries: list[Entry], rules: Mapping[str, str]) -> list[Entry]:
     """Skip, and so warn about, what is kept by design: otherwise nothing would be done in silence."""
     return [
         replace(e, route=Route.SKIPPED) if e.route is Route.KEPT and e.name not in rules else e
@@ -206,7 +206,7 @@ def _aloud(entries: list[Entry], rules: Mapping[str, str]) -> list[Entry]:
     ]
 
 
-def _insisted(plan: Plan, wishes: Wishes) -> Plan:
+def _skip_included_in_vain(plan: Plan, wishes: Wishes) -> Plan:
     """Skip, and so warn about, what a pattern of include= asks for if nothing that it matches is filled."""
     kept = {entry.name for entry in plan.kept}
     in_vain = {name for names in wishes.asked if names <= kept for name in names}

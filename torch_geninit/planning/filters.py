@@ -15,6 +15,8 @@ from torch_geninit.parameters.named import Slot
 Patterns = str | Iterable[str] | None
 
 FROZEN = "frozen (requires_grad=False)"
+NAMED = "named in include=, but "
+"""Begins the reason of what is skipped although it was asked for."""
 
 
 @dataclass(frozen=True)

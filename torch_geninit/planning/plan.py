@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -37,10 +36,6 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Method = Literal["vae", "ghn", "noise_ghn"]
 
 
-ELSEWHERE = 'Other shipped generators may know it: pass pretrained="auto". '
-ANYWAY = 'Pass untrusted="generate" to fill it all the same. '
-NAMED = "named in include=, but "
-"""Begins the reason of what is skipped although it was asked for."""
 MAX_NOISE = 1e6
 """Largest noise_scale: far beyond any use, far below what float32 holds."""
 
@@ -100,39 +95,6 @@ class Plan(Request):
             return None
         routes = {entry.name: (entry.route.value, entry.reason) for entry in self.entries}
         return Drawing.of(self.architecture, routes, f"{self.method}_ on {self.model}, {self.source}")
-
-    def complaint(self, *, strict: bool = False, unfilled: Unfilled = "keep") -> str | None:
-        """Say in a sentence or two what is skipped, why, and what to do; None if nothing is."""
-        if not self.skipped:
-            return None
-        reasons = Counter(entry.reason for entry in self.skipped)
-        first = {entry.reason: entry.name for entry in reversed(self.skipped)}
-        parts = [f"{count} x {reason} (first: {first[reason]})" for reason, count in reasons.most_common(4)]
-        if len(reasons) > 4:
-            parts.append(f"{len(reasons) - 4} more reasons")
-        counts = f"{len(self.skipped)} of {len(self.entries)} parameters"
-        # With untrusted="generate" the rest is filled although the network is not trusted.
-        distrust = self.verdict is not None and not self.verdict.trusted and not self.generated
-        remedy = ANYWAY if distrust else ""
-        # What no operation reads, or can't be assigned, no generator fills; only what was refused has a node.
-        elsewhere = all(entry.node is not None for entry in self.skipped if len(entry.shape) > 1)
-        if distrust and elsewhere and self.method == "ghn" and not self.automatic:
-            remedy = ELSEWHERE + remedy
-        asked = all(entry.reason.startswith(NAMED) for entry in self.skipped)
-        where = "Leave them out of include=" if asked else "Name them in exclude="
-        silence = f"{where} if that is as it should be"
-        if not strict:
-            silence += ", or make it an error with strict=True"
-        loaded = self.source == self.pretrained.card.get("kind")  # an object, which has no name to pass
-        chosen = "" if loaded else f", pretrained={self.source!r}"
-        fate = f"leaves {counts} of {self.model} as they are"
-        if unfilled == "reset":
-            fate = f"does not generate {counts} of {self.model}, whose modules reset them"
-        return (
-            f"{self.method}_ {fate}: {'; '.join(parts)}. "
-            f"{remedy}{silence}; "
-            f'geninit.plan(model, "{self.method}"{chosen}) lists them all'
-        )
 
     def predict(self, *, seed: int | None = None, noise_scale: float = 1.0) -> Prediction:
         """Ask the generator for compact predictions; nothing is written.

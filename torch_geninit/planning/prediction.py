@@ -46,7 +46,7 @@ class Prediction:
 
     def apply(self, module: ModuleT, targets: Targets, unfilled: Unfilled) -> ModuleT:
         """Write to parameters that were matched before, and mark them where transformers reads marks."""
-        self._tell_loaded(module, targets)
+        self._warn_of_loaded(module, targets)
         self.fill(module, targets, unfilled)
         if transformers.reads_marks(chain((module,), self.plan.modules)):
             transformers.mark(targets.written())
@@ -72,7 +72,7 @@ class Prediction:
         )
         return module
 
-    def _tell_loaded(self, module: nn.Module, targets: Targets) -> None:
+    def _warn_of_loaded(self, module: nn.Module, targets: Targets) -> None:
         if targets.loaded and targets.whole and transformers.pass_is_over(module):
             warn(
                 f"write_ keeps {len(targets.loaded)} parameters of {self.plan.model} that were loaded from a "

@@ -1,0 +1,78 @@
+"""What is said of a plan: in at most three lines, with no remedy that can't help."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import torch_geninit as geninit
+from tests.support.contract import Net, Verb, fresh, same, values
+from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.planning import messages
+
+Generators = Callable[[str], WeightGenerator]
+
+
+def said(call: Callable[[], object]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(w.message) for w in caught]
+
+
+def mixed() -> Net:
+    """Something frozen, unread, of an unknown kind, of an unknown kernel size, and a head of other size."""
+    model = fresh(classes=7)
+    model.stem = nn.Conv2d(3, 12, 9, padding=4)
+    model.blocks[0].bn.requires_grad_(False)
+    model.unread = nn.Parameter(torch.zeros(3, 3))
+    model.blocks[1].scale = nn.Embedding(3, 3)
+    return model
+
+
+def test_a_frozen_model_is_told_so_in_one_line(verb: Verb) -> None:
+    model = fresh().requires_grad_(False)
+    before = values(model)
+    (line,) = said(lambda: verb(model))
+    assert line == (
+        f"{verb.name}_ writes nothing to Net, since it keeps 10 parameters: "
+        "10 x frozen (requires_grad=False) (first: stem.weight)."
+    )
+    assert same(values(model), before)
+
+
+def test_a_model_of_which_everything_is_left_out_is_told_so_in_one_line(verb: Verb) -> None:
+    (line,) = said(lambda: verb(fresh(), exclude="*"))
+    assert "writes nothing" in line and "10 x excluded" in line and "\n" not in line
+    model = fresh()
+    model.blocks.requires_grad_(False)
+    (line,) = said(lambda: verb(model, exclude=["stem.*", "head.*"]))
+    assert "6 x frozen (requires_grad=False) (first: blocks.0.conv.weight); 4 x excluded" in line
+
+
+def test_a_part_that_is_kept_while_others_are_filled_is_not_mentioned(verb: Verb) -> None:
+    assert said(lambda: verb(fresh(), exclude="stem.*")) == []
+
+
+@pytest.mark.parametrize("untrusted", ["keep", "generate"])
+@pytest.mark.parametrize("unfilled", ["keep", "reset"])
+def test_at_most_three_lines(tiny: Generators, untrusted: str, unfilled: str) -> None:
+    generator = copy.deepcopy(tiny("ghn"))
+    generator.card["trained"] |= {"threshold": -1.0}
+    made = geninit.plan(mixed(), pretrained=generator, untrusted=untrusted)
+    text = str(messages.warning(made, unfilled=unfilled))  # type: ignore[arg-type]
+    assert made.skipped and 1 <= len(text.splitlines()) <= 3
+    assert "auto" not in text, "of the other generators nothing is known"
+    assert ("does not trust" in text) == (untrusted == "generate") == bool(made.generated)
+
+
+def test_the_many_reasons_of_a_vae_are_counted(tiny: Generators) -> None:
+    kernels = nn.ModuleList(nn.Conv2d(3, 3, size) for size in (2, 4, 6, 8, 9))
+    (text,) = said(lambda: geninit.vae_(kernels, pretrained=tiny("vae"), seed=0))
+    assert "leaves 5 of 10 parameters" in text and "; 2 more reasons." in text
+    assert len(text.splitlines()) == 2
