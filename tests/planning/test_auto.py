@@ -215,7 +215,7 @@ def test_a_missing_or_damaged_file_is_named_and_nothing_is_written(shipped: Path
 
 
 def test_loading_auto_by_name_says_who_takes_it() -> None:
-    with pytest.raises(geninit.HubError, match=r"The initialisers take 'auto'.*plan\(model, pretrained='auto'\)"):
+    with pytest.raises(geninit.HubError, match=r"initialisers take 'auto'.*plan\(model, pretrained='auto'\)"):
         geninit.load("auto")
 
 
