@@ -200,5 +200,7 @@ class Objective(nn.Module):
         wide = self.amp and self.generator.decoder.factors > 0
         with torch.autocast(images.device.type, torch.bfloat16) if wide else nullcontext():
             parameters = predicted_parameters(self.generator, network, noise)
+        # Norms compute in float32, whatever the kernels do.
+        parameters = {name: p if p.ndim > 1 else p.float() for name, p in parameters.items()}
         decay = self.decay * distance_from_standard(parameters, network) if self.decay else 0.0
         return logits_with(parameters, network, images, clip=clip, amp=self.amp), decay
