@@ -20,8 +20,8 @@ from torch_geninit.training.evaluate.accuracy_model import (
     calibration,
     fit,
     leave_one_out,
-    reference_specs,
     resnet_specs,
+    specs_to_fit,
 )
 from torch_geninit.training.evaluate.heldout import unseen_specs
 from torch_geninit.training.networks.resnet import ResNet, resnet20
@@ -148,14 +148,14 @@ def test_description_by_hand() -> None:
 
 
 def test_references_are_never_the_networks_it_is_judged_by() -> None:
-    references = set(reference_specs(5, judged_by=8))
+    references = set(specs_to_fit(5, judged_by=8))
     assert len(references) == 5 and all(spec.held_out() for spec in references)
     assert not references & set(unseen_specs(8))
 
 
 def test_references_of_a_family_are_never_of_the_hundred_of_all() -> None:
     families = {name: WEIGHTS[name] for name in ("transformer",)}
-    references = set(reference_specs(20, judged_by=2, families=families))
+    references = set(specs_to_fit(20, judged_by=2, families=families))
     assert len(references) == 20 and not references & set(unseen_specs(100))
 
 

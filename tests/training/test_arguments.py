@@ -13,12 +13,12 @@ from torch_geninit.training.loops import zoo
 @pytest.mark.parametrize(
     "command",
     [
-        "space --data x --run y --networks 0",
+        "search-space --data x --run y --networks 0",
         "first-epoch --data x --run y --seeds 0",
-        "starts --data x --run y --epochs none",
+        "initialisations --data x --run y --epochs none",
         "expectation --data x --run y --pretrained z --judged-by 1",
         "ensembles --data x --zoos y --run z --size 0",
-        "frontier --data x --members 1",
+        "diversity-tradeoff --data x --members 1",
         "evaluate members --data x --pretrained y --members 4",
         "zoo --data x --zoo y --networks -3",
         "zoo --data x --zoo y --batch-size -5",
@@ -47,12 +47,12 @@ def test_phases_that_are_none_are_refused(
 @pytest.mark.parametrize("text", ["0", "1.5", "nan", "half"])
 def test_shares_are_shares(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["starts", "--data", "x", "--run", "y", "--share", text])
+        main(["initialisations", "--data", "x", "--run", "y", "--share", text])
     assert "argument --share: expected a share" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-0.1", "0", "fast"])
-@pytest.mark.parametrize("option", ["starts --data x --run y --rates", "ghn --data x --run y --lr"])
+@pytest.mark.parametrize("option", ["initialisations --data x --run y --rates", "ghn --data x --run y --lr"])
 def test_rates_are_positive(option: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*option.split()[:-1], f"{option.split()[-1]}={text}"])

@@ -21,22 +21,22 @@ COMMANDS = {
         "evaluate.accuracy_model",
         "measure networks, fit what tells others' accuracy from their graphs",
     ),
-    "space": (
+    "search-space": (
         "evaluate.search_space",
         "measure a generator over unseen networks, and what it expected of them",
     ),
-    "starts": (
+    "initialisations": (
         "evaluate.initialisations",
-        "train ResNet-20 from several starts with several seeds, generated or not",
+        "train ResNet-20 from several initialisations, generated or not, with several seeds",
     ),
     "ensembles": ("evaluate.ensembles", "measure ensembles of stored networks, on corrupted images too"),
-    "frontier": (
+    "diversity-tradeoff": (
         "evaluate.diversity_tradeoff",
         "measure how noise GHNs trade accuracy for differences, over noise scales",
     ),
     "first-epoch": (
         "evaluate.first_epoch",
-        "train unseen networks for an epoch, generated and from He's law",
+        "train unseen networks for an epoch, generated and with He initialisation",
     ),
     "coverage": ("report.coverage", "try a generator on the models of torchvision, timm or transformers"),
     "benchmark": ("report.benchmark", "time the initialisers beside torch's own initialisation"),

@@ -1,4 +1,4 @@
-"""One epoch from both starts: what is paired, what is chosen, what is counted."""
+"""One epoch from both initialisations: what is paired, what is chosen, what is counted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_draws_go_by_the_seed(
     assert not any(torch.equal(one, other) for one in he for other in generated)
 
 
-def test_where_the_verb_falls_back_nothing_is_trained(
+def test_where_nothing_is_generated_nothing_is_trained(
     ghn: WeightGenerator, images: Split, stems: list[torch.Tensor]
 ) -> None:
     stranger = Spec("transformer", (1,), (32,), stem=8, heads=2)
@@ -94,7 +94,7 @@ def test_what_starts_from_he_serves_every_generator(
         main([*command.split(), *"--rates 0.1 --seeds 2".split()])
         return len(stems) - before
 
-    assert trained("noise-ghn") == 8, "two networks, two seeds, two starts"
+    assert trained("noise-ghn") == 8, "two networks, two seeds, two initialisations"
     assert trained("noise-ghn") == 0
     assert trained("vae") == 4
     assert {path.name for path in folder.iterdir()} == {"he", "tiny-noise-ghn", "tiny-vae"}
@@ -107,7 +107,7 @@ def test_a_generator_of_the_name_of_he_is_refused(tmp_path: Path, monkeypatch: p
         **{"data": "d", "pretrained": "to/he.safetensors", "run": tmp_path, "networks": 1, "families": []},
         **{"most_macs": 1.0, "rates": [0.1], "seeds": 1, "amp": False, "picture": None},
     )
-    with pytest.raises(ValueError, match="he is the folder of He's law; rename it"):
+    with pytest.raises(ValueError, match="he is the folder of He initialisation; rename it"):
         first_epoch.main(arguments)
     assert not list(tmp_path.iterdir())
 

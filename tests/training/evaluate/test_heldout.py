@@ -11,7 +11,13 @@ from torch import nn
 
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training.data.images import Split
-from torch_geninit.training.evaluate.heldout import LANDMARKS, measure, summary, survey_space, unseen_specs
+from torch_geninit.training.evaluate.heldout import (
+    REFERENCE_MODELS,
+    measure,
+    summary,
+    survey_space,
+    unseen_specs,
+)
 from torch_geninit.training.networks.families import Spec
 
 
@@ -61,9 +67,11 @@ def test_summary_by_hand() -> None:
     }
 
 
-def test_landmarks_are_the_networks_they_are_called() -> None:
+def test_reference_models_are_the_networks_they_are_called() -> None:
     pytest.importorskip("torchvision")
-    counts = {name: sum(p.numel() for p in build(10).parameters()) for name, build in LANDMARKS.items()}
+    counts = {
+        name: sum(p.numel() for p in build(10).parameters()) for name, build in REFERENCE_MODELS.items()
+    }
     assert counts["resnet20"] == 269_722  # 0.27 M in He et al. (2016)
     assert counts["resnet56"] == pytest.approx(0.85e6, rel=0.01)
     assert counts["resnet50 (3x3 stem)"] == 23_520_842

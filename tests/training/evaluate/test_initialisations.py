@@ -1,4 +1,4 @@
-"""ResNet-20 from several starts: what each start is, what is kept on disk, what the summary pairs."""
+"""ResNet-20 from several initialisations: what each is, what is kept on disk, what the summary pairs."""
 
 from __future__ import annotations
 
@@ -32,25 +32,27 @@ def enough(images: Split) -> Split:
 
 @pytest.mark.parametrize("kind", ["vae", "ghn", "noise-ghn"])
 def test_a_generator_is_used_by_its_own_method(kind: str, tiny_file: Callable[[str], Path]) -> None:
-    one, again, other = (initialisations.start_from(str(tiny_file(kind)), seed, 10) for seed in (0, 0, 1))
+    one, again, other = (initialisations.initialised(str(tiny_file(kind)), seed, 10) for seed in (0, 0, 1))
     kernel = "layer1.0.conv1.weight"
     assert torch.equal(one.get_parameter(kernel), again.get_parameter(kernel))
     # One plain GHN has one result.
     assert torch.equal(one.get_parameter(kernel), other.get_parameter(kernel)) == (kind == "ghn")
 
 
-def test_without_noise_every_seed_starts_alike(tiny_file: Callable[[str], Path]) -> None:
+def test_without_noise_every_seed_gives_the_same(tiny_file: Callable[[str], Path]) -> None:
     file = str(tiny_file("noise-ghn"))
-    one, other = (initialisations.start_from(file, seed, 10, noise_scale=0.0) for seed in (0, 1))
+    one, other = (initialisations.initialised(file, seed, 10, noise_scale=0.0) for seed in (0, 1))
     assert torch.equal(one.conv1.weight, other.conv1.weight)
 
 
 def test_what_is_not_generated_is_drawn_from_he(tiny_file: Callable[[str], Path]) -> None:
     torch.manual_seed(3)
     he = he_(resnet20(10))
-    kept = initialisations.start_from(str(tiny_file("ghn")), 3, 10, head="keep")
+    kept = initialisations.initialised(str(tiny_file("ghn")), 3, 10, head="keep")
     assert torch.equal(kept.get_parameter("fc.weight"), he.get_parameter("fc.weight"))
-    assert torch.equal(initialisations.start_from("he", 3, 10).get_parameter("conv1.weight"), he.conv1.weight)
+    assert torch.equal(
+        initialisations.initialised("he", 3, 10).get_parameter("conv1.weight"), he.conv1.weight
+    )
 
 
 def test_a_comparison_that_goes_on_trains_nothing_twice(
@@ -122,12 +124,18 @@ def test_nobody_is_waited_for_while_there_is_other_work(
     trained, other = [], FileLock(tmp_path / "he" / "lr0.1" / ".0.json.lock")
     (tmp_path / "he" / "lr0.1").mkdir(parents=True)
 
-    def train(start: str, lr: float, seed: int, *_: object) -> dict[str, object]:
-        trained.append((start, seed))
-        if (start, seed) == ("xavier", 1):
+    def train(name: str, lr: float, seed: int, *_: object) -> dict[str, object]:
+        trained.append((name, seed))
+        if (name, seed) == ("xavier", 1):
             other.release()
         accuracy = 0.3 - lr
-        return {"start": start, "lr": lr, "seed": seed, "validation": [0.1, accuracy], "test": accuracy}
+        return {
+            "initialisation": name,
+            "lr": lr,
+            "seed": seed,
+            "validation": [0.1, accuracy],
+            "test": accuracy,
+        }
 
     monkeypatch.setattr(initialisations, "train_from", train)
     course = initialisations.Course(epochs=1)
@@ -136,26 +144,26 @@ def test_nobody_is_waited_for_while_there_is_other_work(
             initialisations.compare(["he", "xavier"], rates, [0, 1], course, (enough,) * 3, tmp_path)
         )
     assert trained == order
-    best = [(record["start"], record["seed"]) for record in found if record["lr"] == 0.1]
+    best = [(record["initialisation"], record["seed"]) for record in found if record["lr"] == 0.1]
     assert best == [("he", 0), ("he", 1), ("xavier", 0), ("xavier", 1)]
 
 
-def test_starts_are_told_apart(enough: Split, tmp_path: Path) -> None:
+def test_initialisations_are_told_apart(enough: Split, tmp_path: Path) -> None:
     course = initialisations.Course(epochs=1)
     same = ["a/my.safetensors", "b/my.safetensors"]
     with pytest.raises(ValueError, match="expected different names"):
         next(initialisations.compare(same, [0.1], [0], course, (enough,) * 3, tmp_path))
 
 
-def test_a_start_that_falls_back_is_no_start() -> None:
+def test_a_generator_that_fills_nothing_is_refused() -> None:
     """A ResNet of 110 layers is farther from training than ghn-cifar10 trusts itself."""
     with pytest.raises(geninit.StrictError):
-        initialisations.start_from("ghn-cifar10", 0, 10, blocks=(18, 18, 18))
+        initialisations.initialised("ghn-cifar10", 0, 10, blocks=(18, 18, 18))
 
 
-def test_leads_are_paired_by_seed_at_each_start_s_own_rate() -> None:
-    def record(start: str, lr: float, seed: int, end: float) -> dict[str, object]:
-        return {"start": start, "lr": lr, "seed": seed, "validation": [0.1, end], "test": end - 0.01}
+def test_leads_are_paired_by_seed_at_each_one_s_own_rate() -> None:
+    def record(name: str, lr: float, seed: int, end: float) -> dict[str, object]:
+        return {"initialisation": name, "lr": lr, "seed": seed, "validation": [0.1, end], "test": end - 0.01}
 
     found = initialisations.summary(
         [

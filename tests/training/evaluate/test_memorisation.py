@@ -73,7 +73,7 @@ def test_rows_of_the_comparison(zoo: Path) -> None:
     rows = {row["kind"]: row for row in compare(zoo, images, images, members=2)}
     assert rows["stored"]["networks"] == 2
     assert rows["stored"]["distance to the nearest stored"] > 1.3  # never to itself
-    noisy = [rows[f"a stored one with noise of {share} of its spread"] for share in (0.05, 0.4)]
+    noisy = [rows[f"a stored one with noise of {share} of its standard deviation"] for share in (0.05, 0.4)]
     assert noisy[0]["distance to the nearest stored"] < noisy[1]["distance to the nearest stored"] < 0.5
     assert rows["ghn_"]["distance to the nearest stored"] > 1.2
     assert rows["ghn_"]["error overlap among themselves"] is None

@@ -19,11 +19,12 @@ from torch_geninit.planning.build import plan_layers
 from torch_geninit.training.data.kernels import read_slices
 from torch_geninit.training.loops import vae as training
 from torch_geninit.training.loops import vae_encoders
+from torch_geninit.training.loops.vae_encoders import VAERecipe
 from torch_geninit.training.loops.vae_validation import evaluate_vaes, markdown_table, nearest_ratio
 from torch_geninit.training.networks.resnet import resnet20
 from torch_geninit.training.runs.checkpoint import Run
 
-QUICK = training.VAERecipe("slice", 2, 8, standardise=True, variance=None, epochs=(2, 1), batch_size=2048)
+QUICK = VAERecipe("slice", 2, 8, standardise=True, variance=None, epochs=(2, 1), batch_size=2048)
 
 
 def test_trained_vaes_reproduce_scale_correlation_and_tails(tmp_path):

@@ -1,4 +1,4 @@
-"""The command that times the verbs: what it measures, and that its page keeps what others wrote there."""
+"""The command that times the methods: what it measures, and that its page keeps what others wrote there."""
 
 from __future__ import annotations
 

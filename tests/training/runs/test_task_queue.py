@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from torch_geninit.training.runs.task_queue import Records, write_record
+from torch_geninit.training.runs.task_queue import TaskQueue, write_record
 
 TASKS = {"a": 1, "b": 2, "c": 3}
 
@@ -23,8 +23,8 @@ def doubled(task: int) -> dict[str, Any]:
 
 
 def test_what_is_recorded_is_not_done_again(tmp_path: Path) -> None:
-    assert list(Records(tmp_path, {}).fill({"b": 2}, doubled)) == [{"value": 4}]
-    again = Records(tmp_path, {})
+    assert list(TaskQueue(tmp_path, {}).fill({"b": 2}, doubled)) == [{"value": 4}]
+    again = TaskQueue(tmp_path, {})
     assert list(again.fill(TASKS, doubled)) == [{"value": 2}, {"value": 6}]
     assert again.of(TASKS) == [{"value": 2}, {"value": 4}, {"value": 6}]
     assert again.of(["c", "unknown", "a"]) == [{"value": 6}, {"value": 2}]
@@ -33,7 +33,7 @@ def test_what_is_recorded_is_not_done_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_task_in_the_hands_of_another_comes_last(tmp_path: Path, dies: bool) -> None:
     """It is waited for, and done if the other gives it back."""
-    records, begun, end = Records(tmp_path, {}), threading.Event(), threading.Event()
+    records, begun, end = TaskQueue(tmp_path, {}), threading.Event(), threading.Event()
 
     def slow(task: int) -> dict[str, Any]:
         begun.set()
@@ -58,7 +58,7 @@ def test_a_task_in_the_hands_of_another_comes_last(tmp_path: Path, dies: bool) -
 
 
 def test_what_is_begun_waits_for_nobody(tmp_path: Path) -> None:
-    records, begun, end = Records(tmp_path, {}), threading.Event(), threading.Event()
+    records, begun, end = TaskQueue(tmp_path, {}), threading.Event(), threading.Event()
 
     def slow(task: int) -> dict[str, Any]:
         begun.set()
@@ -76,7 +76,7 @@ def test_what_is_begun_waits_for_nobody(tmp_path: Path) -> None:
 
 
 def test_names_may_have_folders(tmp_path: Path) -> None:
-    records = Records(tmp_path, {})
+    records = TaskQueue(tmp_path, {})
     assert list(records.fill({"lr0.1/0": 1, "lr0.1/1": 2}, doubled)) == [{"value": 2}, {"value": 4}]
     assert json.loads((tmp_path / "lr0.1" / "1.json").read_text()) == {"value": 4}
     records.amend("lr0.1/1", {"value": 5})
@@ -87,7 +87,7 @@ def test_a_task_that_fails_leaves_no_record_and_may_be_tried_again(tmp_path: Pat
     def fail(task: int) -> dict[str, Any]:
         raise RuntimeError("out of memory")
 
-    records = Records(tmp_path, {})
+    records = TaskQueue(tmp_path, {})
     with pytest.raises(RuntimeError, match="out of memory"):
         list(records.fill(TASKS, fail))
     assert records.of(TASKS) == []
@@ -95,7 +95,7 @@ def test_a_task_that_fails_leaves_no_record_and_may_be_tried_again(tmp_path: Pat
 
 
 def take(folder: Path, count: int, results: multiprocessing.Queue[list[int]]) -> None:
-    records = Records(folder, {"of": "all"})
+    records = TaskQueue(folder, {"of": "all"})
     tasks = {str(i): i for i in range(count)}
     results.put([r["value"] for r in records.fill(tasks, doubled)])
 
@@ -113,10 +113,10 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
 
 
 def test_records_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
-    Records(tmp_path, {"rates": (0.1, 0.3)})
-    list(Records(tmp_path, {"rates": [0.1, 0.3]}).fill({"a": 1}, doubled))
+    TaskQueue(tmp_path, {"rates": (0.1, 0.3)})
+    list(TaskQueue(tmp_path, {"rates": [0.1, 0.3]}).fill({"a": 1}, doubled))
     with pytest.raises(ValueError, match=r"other settings: expected .*0\.2.*found .*0\.1"):
-        Records(tmp_path, {"rates": [0.2]})
+        TaskQueue(tmp_path, {"rates": [0.2]})
 
 
 def test_a_command_that_was_refused_leaves_the_folder_to_others(tmp_path: Path) -> None:
@@ -124,23 +124,23 @@ def test_a_command_that_was_refused_leaves_the_folder_to_others(tmp_path: Path) 
         raise ValueError("too large a batch")
 
     with pytest.raises(ValueError, match="too large"):
-        list(Records(tmp_path, {"batch": 1000}).fill(TASKS, refuse))
-    records = Records(tmp_path, {"batch": 10})
+        list(TaskQueue(tmp_path, {"batch": 1000}).fill(TASKS, refuse))
+    records = TaskQueue(tmp_path, {"batch": 10})
     with FileLock(tmp_path / ".b.json.lock"), pytest.raises(ValueError, match="other settings"):
-        Records(tmp_path, {"batch": 20})  # another process is at it
+        TaskQueue(tmp_path, {"batch": 20})  # another process is at it
     (tmp_path / "run-1").mkdir()
     (tmp_path / "run-1" / "checkpoint.pt").touch()
     with pytest.raises(ValueError, match="other settings"):
-        Records(tmp_path, {"batch": 20})
+        TaskQueue(tmp_path, {"batch": 20})
     (tmp_path / "run-1" / "checkpoint.pt").unlink()
     list(records.fill({"a": 1}, doubled))
     with pytest.raises(ValueError, match="other settings"):
-        Records(tmp_path, {"batch": 20})
+        TaskQueue(tmp_path, {"batch": 20})
 
 
 @pytest.mark.parametrize("text", ["", '{"value": ', "[1]", "NaN"])
 def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
-    records = Records(tmp_path, {})
+    records = TaskQueue(tmp_path, {})
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"a\.json: expected a record.*Delete it"):
         records.of(TASKS)
@@ -148,8 +148,8 @@ def test_a_broken_record_is_named(tmp_path: Path, text: str) -> None:
 
 def test_who_lost_the_folder_to_other_settings_adds_nothing(tmp_path: Path) -> None:
     """It opened the folder long before its first task, as a comparison of many starts does."""
-    first = Records(tmp_path, {"epochs": 20})
-    list(Records(tmp_path, {"epochs": 1}).fill({"a": 1}, doubled))
+    first = TaskQueue(tmp_path, {"epochs": 20})
+    list(TaskQueue(tmp_path, {"epochs": 1}).fill({"a": 1}, doubled))
     with pytest.raises(ValueError, match="other settings: expected .*20.*found .*1"):
         list(first.fill(TASKS, doubled))
     assert len(first.of(TASKS)) == 1

@@ -21,10 +21,10 @@ from torch_geninit.generators.trust.accuracy import NUMBERS, MeasuredNetworks, d
 from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import heldout
-from torch_geninit.training.networks.families import LANDMARK_BLOCKS, Spec, by_digest
+from torch_geninit.training.networks.families import REFERENCE_BLOCKS, Spec, by_digest
 from torch_geninit.training.networks.search_space import WEIGHTS, Space, classical, sample_unseen
 from torch_geninit.training.runs import fingerprint
-from torch_geninit.training.runs.task_queue import Records
+from torch_geninit.training.runs.task_queue import TaskQueue
 
 LENGTHS = tuple(2.0**k for k in range(-1, 7))
 NOISES = tuple(4.0**k for k in range(-6, 1))
@@ -35,7 +35,7 @@ COVERED = 0.9
 LEAST = 0.15
 """Lower end of the expected accuracy from which a network is trusted: one and a half times chance of ten."""
 
-LEAST_SPREAD = torch.tensor([0.02, 0.02, *[0.2] * (NUMBERS - 2)], dtype=torch.float64)
+LEAST_DEVIATION = torch.tensor([0.02, 0.02, *[0.2] * (NUMBERS - 2)], dtype=torch.float64)
 """What hardly varies among measured networks must not set others far apart, but for the first two numbers:
 whatever is outside of the training networks is none of them."""
 
@@ -43,9 +43,7 @@ SPACE = 100
 """Unseen networks of all families that nothing may be fitted to."""
 
 
-def reference_specs(
-    count: int, judged_by: int = 100, families: Mapping[str, float] = WEIGHTS
-) -> Iterator[Spec]:
+def specs_to_fit(count: int, judged_by: int = 100, families: Mapping[str, float] = WEIGHTS) -> Iterator[Spec]:
     """Yield ``count`` networks that are neither trained on nor among those the result is judged by.
 
     These are the first ``judged_by`` networks of :func:`heldout.unseen_specs` of these families and the first
@@ -74,7 +72,7 @@ def resnet_specs(count: int) -> Iterator[Spec]:
     while len(seen) < count:
         spec = classical(random.Random(f"resnet/{number}"))
         number += 1
-        if spec.blocks not in LANDMARK_BLOCKS and spec not in seen:
+        if spec.blocks not in REFERENCE_BLOCKS and spec not in seen:
             seen.add(spec)
             yield spec
 
@@ -87,9 +85,9 @@ def name_of(spec: Spec) -> str:
 
 
 def measure_networks(
-    pretrained: WeightGenerator, train: Split, measured: Split, specs: Sequence[Spec], records: Records
+    pretrained: WeightGenerator, train: Split, measured: Split, specs: Sequence[Spec], queue: TaskQueue
 ) -> list[dict[str, Any]]:
-    """Measure networks that ``records`` lack without a training step; return the record of each.
+    """Measure networks that ``queue`` has no record of without a training step; return the record of each.
 
     Each record has the network's name, description, and what :func:`heldout.measure` tells.
     """
@@ -103,7 +101,7 @@ def measure_networks(
         point = describe(graph, found["distance"], 1 - found["generated"], len(train.classes))
         return {"network": name_of(spec), "point": [round(x, 4) for x in point.tolist()], **found}
 
-    return records.complete(by_digest(specs), measure, progress="network")
+    return queue.complete(by_digest(specs), measure, progress="network")
 
 
 def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = LEAST) -> dict[str, Any]:
@@ -114,12 +112,12 @@ def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: flo
     """
     points = torch.tensor([record["point"] for record in records], dtype=torch.float64)
     accuracy = torch.tensor([record["accuracy"] for record in records], dtype=torch.float64)
-    spread = points.std(0).maximum(LEAST_SPREAD)
+    deviation = points.std(0).maximum(LEAST_DEVIATION)
     record: dict[str, Any] = {
         "networks": [one["network"] for one in records],
         "points": points.tolist(),
         "accuracy": [round(value, 4) for value in accuracy.tolist()],
-        "spread": [round(value, 4) for value in spread.tolist()],
+        "spread": [round(value, 4) for value in deviation.tolist()],
         "chance": 1 / classes,
         "quantile": 1.0,
         "images": images,
@@ -200,7 +198,7 @@ def main(arguments: argparse.Namespace) -> None:
     validation = load(arguments.data, "validation").spread(arguments.images)
     families = {name: WEIGHTS[name] for name in arguments.families}
     judges = list(heldout.unseen_specs(arguments.judged_by, families))
-    random_ones = reference_specs(arguments.networks, arguments.judged_by, families)
+    random_ones = specs_to_fit(arguments.networks, arguments.judged_by, families)
     resnets = (spec for spec in resnet_specs(arguments.resnets) if spec not in judges)
     sets = {"references": [*random_ones, *resnets], "judges": judges}
     settings = {
@@ -208,7 +206,7 @@ def main(arguments: argparse.Namespace) -> None:
         "images": len(validation),
     }
     records = {
-        name: measure_networks(generator, train, validation, specs, Records(folder / name, settings))
+        name: measure_networks(generator, train, validation, specs, TaskQueue(folder / name, settings))
         for name, specs in sets.items()
     }
     record = fit(records["references"], len(train.classes), arguments.on, arguments.least)

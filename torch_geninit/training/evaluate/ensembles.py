@@ -21,7 +21,7 @@ from torch_geninit.training.evaluate.memorisation import stored_networks
 from torch_geninit.training.loops.classifier import logits_of
 from torch_geninit.training.metrics import diversity, mean_and_error, of_each_subset
 from torch_geninit.training.runs import fingerprint
-from torch_geninit.training.runs.task_queue import Records
+from torch_geninit.training.runs.task_queue import TaskQueue
 
 
 def report(models: Sequence[nn.Module], test: Split, *, size: int, images: int) -> dict[str, Any]:
@@ -104,16 +104,16 @@ def measure(
         if len(names) < size:
             raise ValueError(
                 f"{zoo} holds {len(names)} networks; expected at least --size {size}: a zoo, or the folder "
-                "of one rate of training starts"
+                "of one rate of training initialisations"
             )
         networks[label] = fingerprint.of_files(Path(zoo) / f"{name}.safetensors" for name in names)
 
     def measured(zoo: str) -> dict[str, Any]:
         return report(stored_networks(zoo, len(test.classes)), test, size=size, images=images)
 
-    records = Records(folder, {"data": data, "size": size, "images": images})
+    queue = TaskQueue(folder, {"data": data, "size": size, "images": images})
     tasks = {networks[label]: zoo for label, zoo in zoos.items()}
-    found = dict(zip(tasks, records.complete(tasks, measured), strict=True))
+    found = dict(zip(tasks, queue.complete(tasks, measured), strict=True))
     return [{"zoo": label, **found[networks[label]]} for label in zoos]
 
 

@@ -1,4 +1,4 @@
-"""Train unseen networks for one epoch from He's law and from generated weights, each at its best rate."""
+"""Train unseen networks for one epoch, He initialised and generated, each at its best rate."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from torch_geninit.training.networks.families import Spec, by_digest
 from torch_geninit.training.networks.resnet import he_
 from torch_geninit.training.networks.search_space import WEIGHTS
 from torch_geninit.training.runs import fingerprint
-from torch_geninit.training.runs.task_queue import Records
+from torch_geninit.training.runs.task_queue import TaskQueue
 
 HE = "he"
-"""The start that needs no generator: He's law."""
+"""The initialisation that needs no generator."""
 
 
 def accuracy_after_an_epoch(
@@ -50,7 +50,7 @@ def accuracy_after_an_epoch(
 
 def measure(
     spec: Spec,
-    start: str | WeightGenerator,
+    initialisation: str | WeightGenerator,
     train: Split,
     validation: Split,
     *,
@@ -58,11 +58,11 @@ def measure(
     seeds: int,
     amp: bool = False,
 ) -> dict[str, Any]:
-    """Return accuracies after an epoch of one network from one start, :data:`HE` or a generator.
+    """Return accuracies after an epoch of one network from :data:`HE` or a generator.
 
     The rate is the one of ``rates`` that is best with the first seed; the seed decides the order of the
-    images, He's draw and the generator's, so starts are paired by it. Where nothing is generated, there are
-    no accuracies: the network starts from He's law.
+    images and what is drawn, so initialisations are paired by it. Where nothing is generated, there are no
+    accuracies: they would be those of :data:`HE`.
     """
     size, classes = train.images.shape[-1], len(train.classes)
     image = train.normalise(train.images[:1])
@@ -71,14 +71,14 @@ def measure(
     def trained(lr: float, seed: int) -> float:
         torch.manual_seed(seed)
         model = he_(spec.build(classes, size))
-        if start != HE:
-            fill_(model, start, seed, example_inputs=image)
+        if initialisation != HE:
+            fill_(model, initialisation, seed, example_inputs=image)
         return accuracy_after_an_epoch(model, lr, seed, train, validation, amp=amp)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", geninit.GenInitWarning)
-        if start != HE:
-            made = planned(spec.build(classes, size), start, image)
+        if initialisation != HE:
+            made = planned(spec.build(classes, size), initialisation, image)
             record["generator"] = made.source
             if not made.generated:
                 return record
@@ -116,46 +116,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", default="auto", help="generator: a name or a file")
     parser.add_argument(
-        "--run", required=True, help="folder of the records; processes may share it, and generators He's"
+        "--run",
+        required=True,
+        help="folder of the records; processes may share it, generators the part of He",
     )
     parser.add_argument("--networks", type=at_least(1), default=40, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
     parser.add_argument("--most-macs", type=positive, default=MOST_MACS, help="multiplications of a network")
     parser.add_argument("--rates", type=positive, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
     parser.add_argument("--seeds", type=at_least(1), default=3)
-    parser.add_argument("--picture", type=Path, help="file for the accuracies from both starts")
+    parser.add_argument("--picture", type=Path, help="file for the accuracies from both initialisations")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure every network from both starts; print a line each, and the summary.
+    """Measure every network from both initialisations; print a line each, and the summary.
 
-    Records of He's law are in ``<run>/he`` and serve every generator, those of a generator in a folder of its
-    name.
+    Records of He initialisation are in ``<run>/he`` and serve every generator, those of a generator in a
+    folder of its name.
     """
     train, validation = load(arguments.data, "train"), load(arguments.data, "validation")
     families = {name: WEIGHTS[name] for name in arguments.families}
     protocol: dict[str, Any] = {"rates": arguments.rates, "seeds": arguments.seeds, "amp": arguments.amp}
     specs = by_digest(unseen_specs(arguments.networks, families, int(arguments.most_macs)))
 
-    def measured(start: str) -> Callable[[Spec], dict[str, Any]]:
-        return lambda spec: measure(spec, start, train, validation, **protocol)
+    def measured(initialisation: str) -> Callable[[Spec], dict[str, Any]]:
+        return lambda spec: measure(spec, initialisation, train, validation, **protocol)
 
-    name = Path(arguments.pretrained).name.removesuffix(".safetensors")
-    if name == HE:
-        raise ValueError(f"--pretrained {arguments.pretrained}: {HE} is the folder of He's law; rename it")
+    folder = Path(arguments.pretrained).name.removesuffix(".safetensors")
+    if folder == HE:
+        raise ValueError(
+            f"--pretrained {arguments.pretrained}: {HE} is the folder of He initialisation; rename it"
+        )
     settings = {"data": fingerprint.of_file(arguments.data), **protocol}
     content = {"generator": fingerprint.of_generator(arguments.pretrained), **settings}
-    kept = {
-        HE: Records(Path(arguments.run) / HE, settings),
-        arguments.pretrained: Records(Path(arguments.run) / name, content),
+    queues = {
+        HE: TaskQueue(Path(arguments.run) / HE, settings),
+        arguments.pretrained: TaskQueue(Path(arguments.run) / folder, content),
     }
     for digest, spec in specs.items():  # network by network, so that there are pairs at any time
-        for start, records in kept.items():
-            records.begin({digest: spec}, measured(start))
-        for both in zip(*(records.of([digest]) for records in kept.values()), strict=False):
+        for name, queue in queues.items():
+            queue.begin({digest: spec}, measured(name))
+        for both in zip(*(queue.of([digest]) for queue in queues.values()), strict=False):
             print(json.dumps(Pair(*both)._asdict()), flush=True)
-    found = [records.complete(specs, measured(start)) for start, records in kept.items()]
+    found = [queue.complete(specs, measured(name)) for name, queue in queues.items()]
     pairs = [Pair(*both) for both in zip(*found, strict=True)]
     print(json.dumps(summary(pairs)))
     if arguments.picture:

@@ -41,7 +41,7 @@ def small_vit(classes: int) -> nn.Module:
     return Spec("transformer", (6,), (128,), style, 4, heads=4, positions="table").build(classes)
 
 
-LANDMARKS: Mapping[str, Callable[[int], nn.Module]] = {
+REFERENCE_MODELS: Mapping[str, Callable[[int], nn.Module]] = {
     "resnet20": resnet20,
     "resnet20 (option B)": lambda classes: resnet20(classes, "B"),
     "resnet56": lambda classes: ResNet((9, 9, 9), (16, 32, 64), classes),

@@ -1,4 +1,4 @@
-"""Train ResNet-20, or one of other depth, from several starts: seeds, and each at its own best rate."""
+"""Train ResNet-20, or one of other depth, from several initialisations, each at its best rate."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from torch_geninit.training.networks.resnet import ResNet, he_, xavier_
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.checkpoint import Run
 from torch_geninit.training.runs.state_dicts import load_, save
-from torch_geninit.training.runs.task_queue import Records
+from torch_geninit.training.runs.task_queue import TaskQueue
 
-LAWS = {"he": he_, "xavier": xavier_}
-"""Starts that need no generator."""
+WITHOUT_GENERATOR = {"he": he_, "xavier": xavier_}
+"""Initialisations that need no generator."""
 
 
-def start_from(
-    start: str,
+def initialised(
+    initialisation: str,
     seed: int,
     classes: int,
     head: Head = "auto",
     blocks: Sequence[int] = (3, 3, 3),
     noise_scale: float = 1.0,
 ) -> nn.Module:
-    """Build a ResNet as ``start`` initialises it: a law of :data:`LAWS`, a generator's name or its file.
+    """Build a ResNet from one of :data:`WITHOUT_GENERATOR`, a generator's name or its file.
 
-    What a generator leaves alone is drawn from He's law with ``seed``, as the draws of a noise GHN and of
-    VAEs are; a plain GHN has but one result.
+    What a generator leaves alone has He initialisation. It is drawn with ``seed``, as the weights of a noise
+    GHN and of VAEs are; a plain GHN has but one result.
 
     Raises:
-        StrictError: if the generator does not fill the network: the start would be He's under its name.
+        StrictError: if the generator does not fill the network: it would be He initialised under that name.
     """
     torch.manual_seed(seed)
     model = ResNet(blocks, num_classes=classes)
-    if start in LAWS:
-        return LAWS[start](model)
+    if initialisation in WITHOUT_GENERATOR:
+        return WITHOUT_GENERATOR[initialisation](model)
     he_(model)
-    return fill_(model, start, seed, head=head, noise_scale=noise_scale, strict=True)
+    return fill_(model, initialisation, seed, head=head, noise_scale=noise_scale, strict=True)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Course:
 
 
 def train_from(
-    start: str,
+    initialisation: str,
     lr: float,
     seed: int,
     course: Course,
@@ -88,9 +88,11 @@ def train_from(
     """Train one network; keep its weights in ``folder``, ``<seed>.safetensors``, and return its record.
 
     An interrupted training goes on. ``validation`` has the accuracy before training and after every epoch.
-    The seed decides He's draw and the order of the images.
+    The seed decides what is drawn and the order of the images.
     """
-    model = start_from(start, seed, len(train.classes), course.head, course.blocks, course.noise_scale)
+    model = initialised(
+        initialisation, seed, len(train.classes), course.head, course.blocks, course.noise_scale
+    )
     geninit.recalibrate_bn_(model, (x for x, _ in train.spread(course.calibrate).batches()))
     before = score(model, validation).accuracy
     run = Run(folder / f"run-{seed}")
@@ -118,7 +120,7 @@ def train_from(
     save(model, folder / f"{seed}.safetensors")
     run.checkpoint.unlink()
     return {
-        "start": start,
+        "initialisation": initialisation,
         "lr": lr,
         "seed": seed,
         "validation": [before, *epochs],
@@ -127,7 +129,7 @@ def train_from(
 
 
 def compare(
-    starts: Sequence[str],
+    initialisations: Sequence[str],
     rates: Sequence[float],
     seeds: Sequence[int],
     course: Course,
@@ -135,26 +137,28 @@ def compare(
     folder: Path,
     data: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Train every start: all rates with the first seed, the others at the best rate; yield the records.
+    """Train from each: all rates with the first seed, the others at the best rate; yield the records.
 
     ``splits`` are for training, for the choice of the rate and, at that rate alone, for the test. Networks
-    and records are in ``<folder>/<start>/lr<rate>``, a zoo of one rate; what is there is not trained again,
-    and several processes share the work. ``data`` identifies the images.
+    and records are in ``<folder>/<initialisation>/lr<rate>``, a zoo of one rate. What is there is not trained
+    again, and several processes share the work. ``data`` identifies the images.
 
     Raises:
-        ValueError: if two starts have one name, or what is there is of another course, generator or data.
+        ValueError: if two have one name, or what is there is of another course, generator or data.
     """
-    names = {Path(start).name.removesuffix(".safetensors"): start for start in starts}
-    if len(names) < len(starts):
-        raise ValueError(f"starts {', '.join(starts)}: expected different names, of files without folder")
+    names = {Path(each).name.removesuffix(".safetensors"): each for each in initialisations}
+    if len(names) < len(initialisations):
+        raise ValueError(
+            f"initialisations {', '.join(initialisations)}: expected different names, of files without folder"
+        )
     train, validation, test = splits
     first = {f"lr{lr:g}/{seeds[0]}": (lr, seeds[0]) for lr in rates}
 
-    def records_of(name: str) -> Records:
-        start = names[name]
-        content = start if start in LAWS else fingerprint.of_generator(start)
-        settings = {"start": content, "data": data, "images": len(train), "course": asdict(course)}
-        return Records(folder / name, settings)
+    def queue_of(name: str) -> TaskQueue:
+        chosen = names[name]
+        content = chosen if chosen in WITHOUT_GENERATOR else fingerprint.of_generator(chosen)
+        settings = {"initialisation": content, "data": data, "images": len(train), "course": asdict(course)}
+        return TaskQueue(folder / name, settings)
 
     def trained_from(name: str) -> Callable[[tuple[float, int]], dict[str, Any]]:
         def trained(task: tuple[float, int]) -> dict[str, Any]:
@@ -163,54 +167,54 @@ def compare(
 
         return trained
 
-    kept = {name: records_of(name) for name in names}
-    for name, records in kept.items():
-        records.begin(first, trained_from(name))
+    queues = {name: queue_of(name) for name in names}
+    for name, queue in queues.items():
+        queue.begin(first, trained_from(name))
     best, tasks, unrated = {}, {}, list(names)
     while unrated:
-        # Another process is waited for only when no start has anything left to begin.
-        rated_now = [n for n in unrated if len(rates) == 1 or len(kept[n].of(first)) == len(first)]
+        # Another process is waited for only when no initialisation has anything left to begin.
+        rated_now = [n for n in unrated if len(rates) == 1 or len(queues[n].of(first)) == len(first)]
         for name in rated_now or unrated[:1]:
             if len(rates) == 1:  # nothing to wait for
                 best[name] = rates[0]
             else:
-                rated = kept[name].complete(first, trained_from(name))
+                rated = queues[name].complete(first, trained_from(name))
                 best[name] = best_rate({record["lr"]: record["validation"][-1] for record in rated})
             tasks[name] = first | {f"lr{best[name]:g}/{seed}": (best[name], seed) for seed in seeds}
-            kept[name].begin(tasks[name], trained_from(name))
+            queues[name].begin(tasks[name], trained_from(name))
             unrated.remove(name)
-    for name, records in kept.items():
-        completed = records.complete(tasks[name], trained_from(name))
+    for name, queue in queues.items():
+        completed = queue.complete(tasks[name], trained_from(name))
         for key, record in zip(tasks[name], completed, strict=True):
-            record["start"] = names[name]  # the same file may have been named otherwise
+            record["initialisation"] = names[name]  # the same file may have been named otherwise
             if record["lr"] == best[name] and "test" not in record:
                 model = ResNet(course.blocks, num_classes=len(test.classes))
                 load_(model, folder / name / f"{key}.safetensors")
                 record["test"] = score(model, test).accuracy
-                records.amend(key, record)
+                queue.amend(key, record)
             yield record
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return each start's rate, accuracies by epoch, and lead over the first start, paired by seed.
+    """Return each initialisation's rate, accuracies by epoch, and lead over the first one, paired by seed.
 
     ``lead`` is by epoch, ``test_lead`` at the end: mean and half width of the 95 % interval (Student's t),
     None for a single seed.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for start in dict.fromkeys(record["start"] for record in records):
-        trained = [record for record in records if record["start"] == start]
+    for name in dict.fromkeys(record["initialisation"] for record in records):
+        trained = [record for record in records if record["initialisation"] == name]
         first = {r["lr"]: r["validation"][-1] for r in trained if r["seed"] == trained[0]["seed"]}
         best = best_rate(first)
-        found[start] = {record["seed"]: record for record in trained if record["lr"] == best}
+        found[name] = {record["seed"]: record for record in trained if record["lr"] == best}
     reference = next(iter(found.values()))
     result = {}
-    for start, own in found.items():
+    for name, own in found.items():
         shared = sorted(own.keys() & reference.keys())
         mine, others = ([by_seed[seed] for seed in shared] for by_seed in (own, reference))
         epochs = zip(*(r["validation"] for r in mine), strict=True)
         other_epochs = zip(*(r["validation"] for r in others), strict=True)
-        result[start] = {
+        result[name] = {
             "lr": next(iter(own.values()))["lr"],
             "seeds": sorted(own),
             "validation": [
@@ -227,11 +231,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--run", required=True, help="folder of the comparison; processes may share it")
     parser.add_argument(
-        "--starts", nargs="+", default=["he", "ghn-cifar10"], help="laws, generators' names or files"
+        "--initialisations",
+        nargs="+",
+        default=["he", "ghn-cifar10"],
+        help="he, xavier, generators' names or files",
     )
     parser.add_argument("--blocks", type=at_least(1), nargs=3, default=[3, 3, 3], help="of each stage")
     parser.add_argument("--epochs", type=at_least(1), default=20)
-    parser.add_argument("--rates", type=positive, nargs="+", default=[0.1], help="grid of every start")
+    parser.add_argument("--rates", type=positive, nargs="+", default=[0.1], help="grid of each")
     parser.add_argument("--seeds", type=at_least(1), default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--share", type=share, default=1.0, help="of the training images, evenly by class")
@@ -244,7 +251,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Train start by start, print a line for each network, and the summary."""
+    """Train from each, print a line for each network, and the summary."""
     train, validation, test = (load(arguments.data, name) for name in ("train", "validation", "test"))
     course = Course(
         arguments.epochs,
@@ -257,7 +264,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     records = []
     for record in compare(
-        arguments.starts,
+        arguments.initialisations,
         arguments.rates,
         range(arguments.first_seed, arguments.first_seed + arguments.seeds),
         course,

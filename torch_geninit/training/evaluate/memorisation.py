@@ -126,7 +126,7 @@ def compare(
     made: dict[str, Sequence[nn.Module]] = {"average of the stored": [averaged(stored)]}
     for share in NOISE:
         noisy = [with_noise(stored[0], share, seed) for seed in range(members)]
-        made[f"a stored one with noise of {share:g} of its spread"] = noisy
+        made[f"a stored one with noise of {share:g} of its standard deviation"] = noisy
     classes = len(train.classes)
     for source in sources:
         made[f"weights selected from {source}"] = [cropped_and_tiled(load_file(str(source)), classes)]

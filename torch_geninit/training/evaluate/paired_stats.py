@@ -1,4 +1,4 @@
-"""Compare ways to start the same trainings: each at its best rate, paired by seed."""
+"""Compare initialisations of the same trainings: each at its best rate, paired by seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class Lead:
-    """What one start is ahead of another, from trainings that share seeds.
+    """How far one initialisation is ahead of another, from trainings that share seeds.
 
     Attributes:
         mean: over the pairs.
@@ -60,7 +60,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 class Pair(NamedTuple):
-    """Records of one network from both starts."""
+    """Records of one network from both initialisations."""
 
     he: dict[str, Any]
     generated: dict[str, Any]

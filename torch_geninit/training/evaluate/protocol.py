@@ -90,8 +90,8 @@ def recipes(
 ) -> list[dict[str, float]]:
     """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up.
 
-    A scale of 0 stands for He's law. The rate rises over ``warmup`` of the steps and falls linearly to zero
-    at the end of the last epoch.
+    A scale of 0 stands for He initialisation. The rate rises over ``warmup`` of the steps and falls linearly
+    to zero at the end of the last epoch.
     """
     rows = []
     for lr, warmup, scale in product(rates, warmups, scales):
@@ -125,23 +125,27 @@ def recipes(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("step0", "members", "recipes", "memory"))
+    parser.add_argument("what", choices=("step0", "members", "recipes", "memorisation"))
     parser.add_argument("--data", required=True, help="prepared data file")
-    parser.add_argument("--pretrained", help="manifest name or generator file; not for memory")
+    parser.add_argument("--pretrained", help="manifest name or generator file; not for memorisation")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--members", type=at_least(5), default=10)
     parser.add_argument("--noise-scale", type=finite, nargs="+", default=[1.0])
     parser.add_argument("--lr", type=positive, nargs="+", default=[0.1])
     parser.add_argument(
-        "--scale", type=finite, nargs="+", default=[0.0, 1.0], help="of kernels; 0 for He's law (recipes)"
+        "--scale",
+        type=finite,
+        nargs="+",
+        default=[0.0, 1.0],
+        help="of kernels; 0 for He initialisation (recipes)",
     )
     parser.add_argument("--warmup", type=finite, nargs="+", default=[0.0])
-    parser.add_argument("--zoo", help="folder of stored ResNet-20s to compare with (memory)")
+    parser.add_argument("--zoo", help="folder of stored ResNet-20s to compare with (memorisation)")
     parser.add_argument(
         "--sources",
         nargs="*",
         default=[],
-        help="files of ResNets of other depths to select weights from (memory)",
+        help="files of ResNets of other depths to select weights from (memorisation)",
     )
     parser.add_argument("--epochs", type=at_least(1), default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -149,7 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.pretrained is None and arguments.what != "memory":
+    if arguments.pretrained is None and arguments.what != "memorisation":
         raise SystemExit(f"evaluate {arguments.what} needs --pretrained")
     train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)
     if arguments.what == "step0":
@@ -158,11 +162,11 @@ def main(arguments: argparse.Namespace) -> None:
         for scale in arguments.noise_scale:
             found = members(arguments.pretrained, train, measured, count=arguments.members, noise_scale=scale)
             print(json.dumps(found))
-    elif arguments.what == "memory":
+    elif arguments.what == "memorisation":
         from torch_geninit.training.evaluate import memorisation
 
         if arguments.zoo is None:
-            raise SystemExit("evaluate memory needs --zoo, the folder of stored networks")
+            raise SystemExit("evaluate memorisation needs --zoo, the folder of stored networks")
         for row in memorisation.compare(arguments.zoo, train, measured, sources=arguments.sources):
             print(json.dumps(row))
     else:

@@ -18,28 +18,30 @@ from torch_geninit.training.metrics import USEFUL
 from torch_geninit.training.networks.families import Spec, by_digest
 from torch_geninit.training.networks.search_space import DRAWN, WEIGHTS, weights
 from torch_geninit.training.runs import fingerprint
-from torch_geninit.training.runs.task_queue import Records
+from torch_geninit.training.runs.task_queue import TaskQueue
 
 
-def measure_landmarks(pretrained: Pretrained, train: Split, measured: Split) -> dict[str, dict[str, Any]]:
-    """Measure the networks that people know (:data:`heldout.LANDMARKS`)."""
+def measure_reference_models(
+    pretrained: Pretrained, train: Split, measured: Split
+) -> dict[str, dict[str, Any]]:
+    """Measure the networks that people know (:data:`heldout.REFERENCE_MODELS`)."""
     found = {}
-    for name, build in heldout.LANDMARKS.items():
+    for name, build in heldout.REFERENCE_MODELS.items():
         torch.manual_seed(0)
         found[name] = heldout.measure(build(len(train.classes)), pretrained, train, measured)
     return found
 
 
 def measure_space(
-    pretrained: Pretrained, train: Split, measured: Split, specs: Sequence[Spec], records: Records
+    pretrained: Pretrained, train: Split, measured: Split, specs: Sequence[Spec], queue: TaskQueue
 ) -> list[dict[str, Any]]:
-    """Measure networks of the space that ``records`` lack; return the record of each there is."""
+    """Measure networks of the space that ``queue`` has no record of; return the record of each there is."""
 
     def measure(spec: Spec) -> dict[str, Any]:
         (found,) = heldout.survey_space(pretrained, train, measured, [spec])
         return found
 
-    return records.complete(by_digest(specs), measure, progress="network")
+    return queue.complete(by_digest(specs), measure, progress="network")
 
 
 def reliability(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def reliability(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "right": sum(a == b for a, b in zip(useful, trusted, strict=True)) / len(records),
         "trusted": sum(trusted),
         "trusted and useful": sum(a and b for a, b in zip(useful, trusted, strict=True)),
-        "kept and useful": sum(a and not b for a, b in zip(useful, trusted, strict=True)),
+        "not trusted but useful": sum(a and not b for a, b in zip(useful, trusted, strict=True)),
         "inside the interval": sum(inside) / len(told) if told else None,
         "mean absolute error": (
             sum(abs(r["expected"]["accuracy"] - r["accuracy"]) for r in told) / len(told) if told else None
@@ -72,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", type=at_least(1), default=100, help="unseen networks of the space")
     parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of networks")
     parser.add_argument("--most-macs", type=positive, default=heldout.MOST_MACS, help="of a network")
-    parser.add_argument("--landmarks", action="store_true", help="measure networks that people know, too")
+    parser.add_argument(
+        "--reference-models", action="store_true", help="measure networks that people know, too"
+    )
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--picture", type=Path, help="file for expected and measured accuracies")
 
@@ -80,8 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Measure; print a summary by family and norm, and how right trust and expectation were."""
     train, measured = load(arguments.data, "train"), load(arguments.data, arguments.split)
-    if arguments.landmarks:
-        for name, found in measure_landmarks(arguments.pretrained, train, measured).items():
+    if arguments.reference_models:
+        for name, found in measure_reference_models(arguments.pretrained, train, measured).items():
             print(json.dumps({"network": name, **found}), flush=True)
     specs = list(
         heldout.unseen_specs(arguments.networks, weights(arguments.families), int(arguments.most_macs))
@@ -90,7 +94,7 @@ def main(arguments: argparse.Namespace) -> None:
         **fingerprint.of_measurement(arguments.pretrained, arguments.data),
         "split": arguments.split,
     }
-    records = measure_space(arguments.pretrained, train, measured, specs, Records(arguments.run, settings))
+    records = measure_space(arguments.pretrained, train, measured, specs, TaskQueue(arguments.run, settings))
     print(json.dumps({"summary": heldout.summary(records), "reliability": reliability(records)}))
     if arguments.picture:
         plots.expected_and_measured(records, arguments.picture)

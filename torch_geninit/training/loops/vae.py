@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +15,14 @@ from torch import Tensor, nn
 from torch_geninit.generators.vae.decoders import SliceDecoder
 from torch_geninit.generators.vae.model import SliceVAEs
 from torch_geninit.training.data.kernels import LayerSlices, read_layers, split_networks, zoo_networks
-from torch_geninit.training.loops.vae_encoders import Encoder, PaperEncoder, evidence
+from torch_geninit.training.loops.vae_encoders import (
+    Encoder,
+    PaperEncoder,
+    TrainedVAEs,
+    VAERecipe,
+    evidence,
+)
 from torch_geninit.training.runs.checkpoint import Run
-
-
-@dataclass(frozen=True)
-class VAERecipe:
-    """How slice VAEs are trained.
-
-    Attributes:
-        decoder: ``"slice"`` or ``"paper"``, as in the generator's card; the encoder goes with it.
-        latent, hidden: sizes.
-        standardise: train on slices of zero mean and unit variance at each kernel position.
-        variance: of the likelihood; None learns a covariance with the decoder and samples it too.
-        scale: of generated layers, ``"learned"`` or ``"he"``, as in the generator's card.
-        whole_first: draw whole filters of the first convolution, whose inputs are colours in every network.
-        lr: of Adam, decaying linearly to 0.
-        epochs: for the layer with the fewest slices and for the one with the most.
-        batch_size: slices a step.
-    """
-
-    decoder: str
-    latent: int
-    hidden: int
-    standardise: bool
-    variance: float | None
-    scale: str = "learned"
-    whole_first: bool = False
-    lr: float = 0.01
-    epochs: tuple[int, int] = (150, 4)
-    batch_size: int = 128
-
 
 # With a learned covariance, 8 latents and 32 hidden units gain no held-out likelihood and sample more slowly.
 # The scale of trained weights is their optimiser's (several times He's where steps have a fixed norm and
@@ -65,24 +42,6 @@ def epochs_for(slices: int, fewest: int, most: int, epochs: tuple[int, int]) -> 
     share = math.log(slices / fewest) / math.log(most / fewest)
     factor: float = (epochs[1] / epochs[0]) ** share
     return max(1, round(epochs[0] * factor))
-
-
-@dataclass(frozen=True)
-class TrainedVAEs:
-    """Slice VAEs with what only training and measuring need.
-
-    Attributes:
-        generator: what is shipped.
-        encoders: one for each decoder.
-        recipe: they were trained by.
-        train, held_out: names of the zoo's networks.
-    """
-
-    generator: SliceVAEs
-    encoders: nn.ModuleList
-    recipe: VAERecipe
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
 
 
 def train_vaes(
@@ -198,7 +157,7 @@ def _train_layer(trained: TrainedVAEs, index: int, raw: Tensor, epochs: int, run
 
 @torch.no_grad()
 def _start_at_covariance(decoder: SliceDecoder, x: Tensor) -> None:
-    """Let training start from the normal law of ``x``: few filters don't get far from independent values.
+    """Start from the normal distribution of ``x``: few filters don't get far from independent values.
 
     A tenth of the covariance is replaced by its diagonal, as few filters don't determine it either.
     """

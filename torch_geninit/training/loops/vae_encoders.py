@@ -1,13 +1,44 @@
-"""The half of a VAE that is not shipped: encoders, and the evidence lower bound that trains both halves."""
+"""The half of a VAE that is not shipped: recipe, encoders, and the evidence lower bound that trains it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from torch_geninit.generators.vae.model import SliceVAEs
+
+
+@dataclass(frozen=True)
+class VAERecipe:
+    """How slice VAEs are trained.
+
+    Attributes:
+        decoder: ``"slice"`` or ``"paper"``, as in the generator's card; the encoder goes with it.
+        latent, hidden: sizes.
+        standardise: train on slices of zero mean and unit variance at each kernel position.
+        variance: of the likelihood; None learns a covariance with the decoder and samples it too.
+        scale: of generated layers, ``"learned"`` or ``"he"``, as in the generator's card.
+        whole_first: draw whole filters of the first convolution, whose inputs are colours in every network.
+        lr: of Adam, decaying linearly to 0.
+        epochs: for the layer with the fewest slices and for the one with the most.
+        batch_size: slices a step.
+    """
+
+    decoder: str
+    latent: int
+    hidden: int
+    standardise: bool
+    variance: float | None
+    scale: str = "learned"
+    whole_first: bool = False
+    lr: float = 0.01
+    epochs: tuple[int, int] = (150, 4)
+    batch_size: int = 128
 
 
 class Encoder(nn.Module):
@@ -46,6 +77,24 @@ class PaperEncoder(Encoder):
             nn.Conv2d(2 * hidden, 2 * latent, 1),
             nn.Flatten(),
         )
+
+
+@dataclass(frozen=True)
+class TrainedVAEs:
+    """Slice VAEs with what only training and measuring need.
+
+    Attributes:
+        generator: what is shipped.
+        encoders: one for each decoder.
+        recipe: they were trained by.
+        train, held_out: names of the zoo's networks.
+    """
+
+    generator: SliceVAEs
+    encoders: nn.ModuleList
+    recipe: VAERecipe
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
 
 
 class Terms(NamedTuple):

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch_geninit._utils.tables import Table
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.training.data.kernels import LayerSlices, read_layers
-from torch_geninit.training.loops.vae import TrainedVAEs
-from torch_geninit.training.loops.vae_encoders import evidence
+from torch_geninit.training.loops.vae_encoders import TrainedVAEs, evidence
 
 SAMPLES = 100_000
 """Slices drawn from each VAE."""
@@ -41,8 +40,9 @@ def evaluate_vaes(
     - ``divergence``, ``active``: KL of posterior and prior; number of latents whose posterior mean has a
       variance over 0.01.
     - ``elbo``, ``log_likelihood``: lower bound and importance-weighted estimate of log p(x).
-    - ``normal``, ``covariance``: log p(x) under one normal law for all values (He's, but with the layer's
-      mean and scale), and under a normal law with the full covariance; both fitted on training slices.
+    - ``normal``, ``covariance``: log p(x) under a normal distribution of independent values, of one mean
+      and scale, as He initialisation draws, and under one with the full covariance; both fitted on training
+      slices.
     - ``std_ratio``, ``std_ratio_low``, ``std_ratio_high``: samples over held-out slices, of all values and at
       the kernel positions where it is lowest and highest.
     - ``correlation_difference``: largest entry of the difference between the correlation matrices (kernel

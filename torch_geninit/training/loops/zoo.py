@@ -23,7 +23,7 @@ from torch_geninit.training.networks.search_space import Space, sample, weights
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.checkpoint import Run
 from torch_geninit.training.runs.state_dicts import load_, save
-from torch_geninit.training.runs.task_queue import Records
+from torch_geninit.training.runs.task_queue import TaskQueue
 
 # Early epochs on small images: a ResNet-20 epoch at 16 x 16 costs a quarter of one at 32 x 32. Muon on small
 # batches learns most from each image, so much that flips alone overfit in eleven epochs of small images.
@@ -56,12 +56,12 @@ def train_zoo(
     Args:
         data: prepared data file.
         folder: of the zoo.
-        seeds: of He's draw and the order of the images.
+        seeds: of the initialisation and the order of the images.
         recipe: of every network.
         families: of the training space; each seed draws a network with normalisation from them. None means
             ResNet-20 for all.
         most_macs: multiplications of the largest that is drawn.
-        depthwise_scale: factor on He's draw of depthwise kernels. Norms undo it, and steps are larger in
+        depthwise_scale: factor on the initial depthwise kernels. Norms undo it, and steps are larger in
             proportion: a small one leaves filters that were learned and not drawn.
         compile: run the training steps through ``torch.compile``: an eighth faster on a CPU, at the price of
             a C++ compiler and a minute at the start.
@@ -100,7 +100,7 @@ def train_zoo(
         "most_macs": most_macs,
         "depthwise_scale": depthwise_scale,
     }
-    Records(folder, settings).complete({str(seed): seed for seed in seeds}, trained)
+    TaskQueue(folder, settings).complete({str(seed): seed for seed in seeds}, trained)
 
 
 def drawn(seed: int, train: Split, families: Sequence[str], most_macs: int) -> nn.Module:
@@ -145,7 +145,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--most-macs", type=positive, default=20e6, help="multiplications of a drawn network")
     parser.add_argument(
-        "--depthwise-scale", type=positive, default=1.0, help="of depthwise kernels at first, in He's scale"
+        "--depthwise-scale",
+        type=positive,
+        default=1.0,
+        help="of depthwise kernels at first; 1 is that of He initialisation",
     )
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="run the training steps through torch.compile")

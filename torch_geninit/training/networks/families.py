@@ -39,7 +39,7 @@ OVER_TOKENS = ("mixer", "transformer")
 FAMILIES = (*STAGED, *OVER_TOKENS)
 Positions = Literal["table", "relative", "none"]
 TWO_CONVOLUTION_BLOCKS = ("basic", "preactivation")
-LANDMARK_BLOCKS = ((3, 3, 3), (9, 9, 9))
+REFERENCE_BLOCKS = ((3, 3, 3), (9, 9, 9))
 """Blocks of ResNet-20 and ResNet-56."""
 
 
@@ -73,7 +73,7 @@ class Spec(Specification):
     @property
     def reserved(self) -> bool:
         """Whether it is a ResNet-20 or ResNet-56, whatever its width, shortcut or norm."""
-        return self.family in TWO_CONVOLUTION_BLOCKS and self.blocks in LANDMARK_BLOCKS
+        return self.family in TWO_CONVOLUTION_BLOCKS and self.blocks in REFERENCE_BLOCKS
 
     @property
     def needs_full_size(self) -> bool:

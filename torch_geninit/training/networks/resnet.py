@@ -98,19 +98,19 @@ def resnet20(num_classes: int = 10, shortcut: Shortcut = "A") -> ResNet:
 
 
 def he_(model: nn.Module) -> nn.Module:
-    """Draw convolutions and linear layers from He's normal law, std = sqrt(2 / fan_in); biases zero."""
+    """Draw convolutions and linear layers from normal distributions, std = sqrt(2 / fan_in); biases zero."""
     return _draw(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
 
 
 def xavier_(model: nn.Module) -> nn.Module:
-    """Draw convolutions and linear layers from Xavier's normal law, std = sqrt(2 / (fan_in + fan_out))."""
+    """Draw convolutions and linear layers from normal distributions, std = sqrt(2 / (fan_in + fan_out))."""
     return _draw(model, nn.init.xavier_normal_)
 
 
-def _draw(model: nn.Module, law) -> nn.Module:  # type: ignore[no-untyped-def]
+def _draw(model: nn.Module, draw) -> nn.Module:  # type: ignore[no-untyped-def]
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            law(module.weight)
+            draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model

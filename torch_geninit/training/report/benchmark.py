@@ -78,7 +78,7 @@ def build(name: str) -> nn.Module:
 
 
 def kaiming_(model: nn.Module, names: Iterable[str]) -> None:
-    """Fill those of the named parameters that Kaiming's law is for: of two or more dimensions."""
+    """Fill those of the named parameters that He initialisation is for: of two or more dimensions."""
     for name in names:
         parameter = model.get_parameter(name)
         if parameter.ndim > 1:

@@ -103,7 +103,7 @@ def subjects(suite: str) -> Iterator[Subject]:
 
 
 def tensor(size: data.Input) -> Tensor:
-    """Make an input of the data file: floats from a normal law, or tokens from 1 to 7."""
+    """Make an input of the data file: standard normal floats, or tokens from 1 to 7."""
     shape, kind = size
     stream = torch.Generator().manual_seed(0)
     if kind == "tokens":
@@ -149,17 +149,17 @@ def _fill(subject: Subject, pretrained: Pretrained, row: Row) -> None:
     row.bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     before = {name: sample(p) for name, p in model.named_parameters()}
     with peak_memory() as peak:
-        marks = [time.process_time()]
+        times = [time.process_time()]
         graph = geninit.trace(model, subject.inputs)
-        marks.append(time.process_time())
+        times.append(time.process_time())
         plan = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
-        marks.append(time.process_time())
+        times.append(time.process_time())
         prediction = plan.predict()
-        marks.append(time.process_time())
+        times.append(time.process_time())
         prediction.write_(model)
-        marks.append(time.process_time())
+        times.append(time.process_time())
         row.extra_bytes = peak()
-    row.milliseconds = tuple(1e3 * (b - a) for a, b in zip(marks, marks[1:], strict=False))
+    row.milliseconds = tuple(1e3 * (b - a) for a, b in zip(times, times[1:], strict=False))
     row.nodes = len(graph.nodes)
     account(plan, row)
     row.failure = broken_promises(model, plan, before)

@@ -33,7 +33,7 @@ class Run:
     def claim(self) -> None:
         """Keep other processes from training here, as long as this object lives.
 
-        Runs below :class:`Records` need not be claimed: who has a task has its run.
+        Runs of tasks need not be claimed: who has a task of a queue has its run.
 
         Raises:
             ValueError: if another process does.

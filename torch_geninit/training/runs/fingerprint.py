@@ -35,7 +35,7 @@ def of_weights(generator: nn.Module, dtype: torch.dtype = torch.float32) -> str:
 
 
 def of_measurement(pretrained: str, data: str | Path) -> dict[str, str]:
-    """Return what :class:`Records` of a generator's networks on ``data`` depend on."""
+    """Return what measurements of a generator's networks on ``data`` depend on."""
     return {"generator": of_generator(pretrained), "data": of_file(data)}
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 Task = TypeVar("Task")
 
 
-class Records:
+class TaskQueue:
     """Folder of records, ``<name>.json`` each, all made with the settings in ``settings.json``.
 
     Names may have folders in front, as ``lr0.1/3``.
