@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
+from torch_geninit.training.arguments import at_least
 from torch_geninit.training.data.images import Split, load, prepare
 from torch_geninit.training.loops.classifier import logits_of
 from torch_geninit.training.networks.resnet import he_, xavier_
@@ -43,21 +47,47 @@ def initialise(model: nn.Module, init: str, seed: int) -> nn.Module:
     return model
 
 
-def open_data(data: str, limit: int | None = None) -> tuple[Split, Split, Split]:
-    """Return train, validation and test images of a prepared file, an image folder, or torchvision's CIFAR10.
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which images to train on."""
+    parser.add_argument(
+        "--data",
+        default="CIFAR10",
+        help="prepared .safetensors file, folder with train/<class> and test/<class>, or CIFAR10 to download",
+    )
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=home / "torch-geninit",
+        help="folder for what is downloaded and prepared",
+    )
+    parser.add_argument(
+        "--limit", type=at_least(1), help="use this many images of each split, and read no others"
+    )
 
-    A folder or data set is prepared once, into ``<data>.safetensors`` in the current folder.
+
+def open_data(data: str, cache: Path, limit: int | None = None) -> tuple[Split, Split, Split]:
+    """Return train, validation and test images; end with a sentence if they can't be had.
+
+    A folder or data set is prepared once, into a file in ``cache``.
     """
     path = Path(data)
-    if path.suffix != ".safetensors":
-        path = Path(f"{path.name or 'data'}.safetensors")
-        if not path.exists():
-            prepare(data, path, download=True)
-    splits = [load(path, name) for name in ("train", "validation", "test")]
-    if limit is not None:
-        generator = torch.Generator().manual_seed(0)
-        splits = [s.subset(torch.randperm(len(s), generator=generator)[:limit]) for s in splits]
-    train, validation, test = splits
+    try:
+        if path.suffix != ".safetensors":
+            # Two folders of one name don't share a file.
+            place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8] if path.is_dir() else ""
+            path = cache / f"{'-'.join(filter(None, (path.name, place)))}.safetensors"
+            if not path.exists():
+                # Under another name at first: a run that is stopped leaves nothing that looks whole.
+                scratch = path.with_suffix(".partial")
+                prepare(data, scratch, download=True, root=cache / "downloads")
+                scratch.replace(path)
+        train, validation, test = (load(path, name, limit) for name in ("train", "validation", "test"))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise SystemExit(
+            f"--data {data}: the images can't be had ({error}); pass a prepared file or a folder of images, "
+            "or run once with a network."
+        ) from None
     return train, validation, test
 
 
@@ -75,10 +105,10 @@ def accuracy_before_training(model: nn.Module, train: Split, test: Split) -> flo
     return accuracy
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """Format mean +- sample standard deviation."""
-    spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    deviation = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def draw_curves(

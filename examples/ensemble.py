@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import INITS, initialise, mean_and_spread, open_data
+from common import INITS, add_data_arguments, initialise, mean_and_deviation, open_data
 from torch import Tensor
 
 import torch_geninit as geninit
@@ -37,18 +37,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument(
-        "--data", default="CIFAR10", help="prepared file, image folder, or CIFAR10 to download"
-    )
-    parser.add_argument("--members", type=int, default=5)
+    add_data_arguments(parser)
+    parser.add_argument("--members", type=int, default=5, help="networks in each ensemble")
     parser.add_argument("--epochs", type=int, default=1, help="0 measures the initialisation itself")
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--against", choices=INITS, default="default")
-    parser.add_argument("--limit", type=int, help="use this many images of each split")
+    parser.add_argument("--lr", type=float, default=0.1, help="SGD's peak learning rate, of all members")
+    parser.add_argument(
+        "--against", choices=INITS, default="default", help="the other ensemble's initialisation"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
 
-    train, _, test = open_data(arguments.data, arguments.limit)
+    train, _, test = open_data(arguments.data, arguments.cache, arguments.limit)
     report: dict[str, Any] = {}
     for init in ("noise-ghn", arguments.against):
         logits = [
@@ -67,7 +66,7 @@ def main() -> None:
     for init, row in report.items():
         together = row["ensemble"]
         cells = (
-            mean_and_spread([100 * value for value in row["member_accuracy"]]),
+            mean_and_deviation([100 * value for value in row["member_accuracy"]]),
             f"{100 * together['accuracy']:.1f}",
             f"{together['nll']:.3f}",
             f"{together['ece']:.3f}",

@@ -6,7 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from common import INITS, accuracy_before_training, draw_curves, initialise, open_data
+from common import (
+    INITS,
+    accuracy_before_training,
+    add_data_arguments,
+    draw_curves,
+    initialise,
+    open_data,
+)
 
 from torch_geninit.training.loops.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.networks.resnet import resnet20
@@ -16,19 +23,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--init", choices=INITS, default="ghn")
+    parser.add_argument("--init", choices=INITS, default="ghn", help="what the network starts from")
+    add_data_arguments(parser)
+    parser.add_argument("--epochs", type=int, default=5, help="over the training images")
     parser.add_argument(
-        "--data", default="CIFAR10", help="prepared file, image folder, or CIFAR10 to download"
+        "--lr", type=float, default=0.02, help="SGD's peak learning rate; a high one undoes a head start"
     )
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=0.1, help="SGD's peak learning rate")
-    parser.add_argument("--warmup", type=float, default=0.2, help="share of the steps the rate rises")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="use this many images of each split")
+    parser.add_argument(
+        "--warmup", type=float, default=0.2, help="share of the steps in which the rate rises"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the initialisation and the order of the images"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for JSON and picture")
     arguments = parser.parse_args()
 
-    train, _, test = open_data(arguments.data, arguments.limit)
+    train, _, test = open_data(arguments.data, arguments.cache, arguments.limit)
     model = initialise(resnet20(len(train.classes)), arguments.init, arguments.seed)
     accuracies = [accuracy_before_training(model, train, test)]
     print(f"before the first step: {100 * accuracies[0]:.1f} % (BatchNorm calibrated)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -22,24 +23,30 @@ from torch_geninit.training.data.images import prepare
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(example: str, *arguments: str, cwd: Path, launcher: Sequence[str] = ()) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+def start(
+    example: str, *arguments: str, cwd: Path, launcher: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, *launcher, str(EXAMPLES / example), *arguments],
         cwd=cwd,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        | environment,
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
+
+
+def run(example: str, *arguments: str, cwd: Path, launcher: Sequence[str] = (), **environment: str) -> str:
+    done = start(example, *arguments, cwd=cwd, launcher=launcher, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared file of noise in ten classes: what is tested is that the examples run."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of noise in ten classes: what is tested is that the examples run."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("images")
@@ -51,8 +58,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for index in range(count):
                 pixels = torch.randint(0, 256, (32, 32, 3), generator=stream, dtype=torch.uint8)
                 Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
-    prepare(root, root / "images.safetensors")
-    return root / "images.safetensors"
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(folder: Path) -> Path:
+    prepare(folder, folder / "images.safetensors")
+    return folder / "images.safetensors"
 
 
 def test_quickstart(tmp_path: Path) -> None:
@@ -68,9 +80,66 @@ def test_resnet20_cifar10(init: str, images: Path, tmp_path: Path) -> None:
         *("--init", init, "--data", str(images), "--epochs", "1", "--limit", "100"),
         cwd=tmp_path,
     )
-    record = json.loads((tmp_path / f"runs/resnet20-{init}-lr0.1-seed0.json").read_text())
+    record = json.loads((tmp_path / f"runs/resnet20-{init}-lr0.02-seed0.json").read_text())
     assert record["init"] == init and len(record["test_accuracy"]) == 2
-    assert (tmp_path / f"runs/resnet20-{init}-lr0.1-seed0.png").exists()
+    assert (tmp_path / f"runs/resnet20-{init}-lr0.02-seed0.png").exists()
+
+
+def test_a_folder_is_prepared_once_into_the_cache(folder: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(
+            "resnet20_cifar10.py",
+            *("--init", "he", "--data", str(folder), "--epochs", "0", "--limit", "10"),
+            cwd=tmp_path,
+            XDG_CACHE_HOME=str(tmp_path / "home"),
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "runs"}
+    (prepared,) = (tmp_path / "home" / "torch-geninit").iterdir()
+    assert prepared.suffix == ".safetensors"
+
+
+def test_without_network_one_sentence_says_what_to_do(tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    done = start(
+        "resnet20_cifar10.py",
+        *("--cache", str(tmp_path / "cache")),
+        cwd=tmp_path,
+        https_proxy=nowhere,
+        http_proxy=nowhere,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "images can't be had" in last and "pass a prepared file" in last
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_option_has_a_help_text(example: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(example.read_text())) if isinstance(node, ast.Call)]
+    options = [c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "add_argument"]
+    assert [ast.unparse(c) for c in options if not any(k.arg == "help" for k in c.keywords)] == []
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+def test_what_the_examples_write_is_ignored(tmp_path: Path) -> None:
+    root = EXAMPLES.parent
+    if not (root / ".git").exists():
+        pytest.skip("no git checkout")
+    written = (
+        "quickstart.png",
+        "runs/x.json",
+        "examples/quickstart.png",
+        "examples/runs/x.json",
+        "report.json",
+    )
+    done = subprocess.run(["git", "check-ignore", *written], cwd=root, capture_output=True, text=True)
+    assert done.stdout.split() == list(written)
 
 
 def test_ensemble(images: Path, tmp_path: Path) -> None:

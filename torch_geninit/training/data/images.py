@@ -107,12 +107,13 @@ def prepare(
     size: int = 32,
     classes: slice = slice(None),
     download: bool = False,
+    root: str | Path = "data",
 ) -> None:
     """Write ``source`` as one uint8 tensor file with a fixed train / validation / test split.
 
     ``source`` is a folder with ``train/<class>/*`` and ``test/<class>/*`` images, ``"digits"`` for
     scikit-learn's, or the name of a torchvision data set with a ``train=`` switch (``"CIFAR10"``), looked for
-    in ``./data``. ``classes`` picks some of the classes, in their order.
+    in the folder ``root``. ``classes`` picks some of the classes, in their order.
 
     Raises:
         ValueError: if there are too few images, or a channel of theirs is constant.
@@ -122,7 +123,7 @@ def prepare(
     elif str(source) == "digits":
         train, test, names = _read_digits(size)
     else:
-        train, test, names = _read_torchvision(str(source), size, download)
+        train, test, names = _read_torchvision(str(source), size, download, root)
     train, test, names = _pick(train, classes, len(names)), _pick(test, classes, len(names)), names[classes]
     if not names:
         raise ValueError(f"{source}: no class left of {classes.start}:{classes.stop}; expected some of them")
@@ -162,14 +163,16 @@ def prepare(
     )
 
 
-def load(path: str | Path, name: str) -> Split:
+def load(path: str | Path, name: str, limit: int | None = None) -> Split:
     """Load the split ``name`` ("train", "validation" or "test") of a prepared file.
+
+    With ``limit`` only that many images are read, evenly spaced over the split.
 
     Raises:
         ValueError: if there is no such file, or it is not a prepared one.
     """
     try:
-        return _load(path, name)
+        return _load(path, name, limit)
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected a file that `python -m torch_geninit.training prepare` wrote, got "
@@ -177,12 +180,20 @@ def load(path: str | Path, name: str) -> Split:
         ) from error
 
 
-def _load(path: str | Path, name: str) -> Split:
+def _load(path: str | Path, name: str, limit: int | None) -> Split:
     with safe_open(str(path), framework="pt") as file:
         header = file.metadata()
+        labels = file.get_tensor(f"{name}.labels")
+        if limit is None or limit >= len(labels):
+            images = file.get_tensor(f"{name}.images")
+        else:
+            chosen = torch.arange(limit) * len(labels) // limit
+            stored = file.get_slice(f"{name}.images")
+            images = torch.cat([stored[index : index + 1] for index in chosen.tolist()])
+            labels = labels[chosen]
         return Split(
-            images=file.get_tensor(f"{name}.images"),
-            labels=file.get_tensor(f"{name}.labels"),
+            images=images,
+            labels=labels,
             mean=tuple(json.loads(header["mean"])),
             std=tuple(json.loads(header["std"])),
             classes=tuple(json.loads(header["classes"])),
@@ -228,7 +239,7 @@ def _pick(part: tuple[Tensor, Tensor], classes: slice, count: int) -> tuple[Tens
 
 
 def _read_torchvision(
-    name: str, size: int, download: bool
+    name: str, size: int, download: bool, root: str | Path
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
     from torchvision import datasets
 
@@ -238,7 +249,7 @@ def _read_torchvision(
             f"{name!r} is neither a folder nor a torchvision data set; expected a folder with "
             "train/<class> and test/<class>, or a name such as CIFAR10"
         )
-    train, test = (kind("data", train=part, download=download) for part in (True, False))
+    train, test = (kind(str(root), train=part, download=download) for part in (True, False))
     return _stack(train, size), _stack(test, size), list(train.classes)
 
 
