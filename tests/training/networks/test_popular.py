@@ -11,15 +11,28 @@ import torchvision
 from torch import fx, nn
 
 from torch_geninit import trace
+from torch_geninit.training.networks import googlenet
 from torch_geninit.training.networks.convnext import ConvNeXt, convnext_tiny
 from torch_geninit.training.networks.densenet import DenseNet, densenet121
-from torch_geninit.training.networks.efficientnet import B0, EfficientNet
+from torch_geninit.training.networks.efficientnet import B0, V2_SMALL, EfficientNet
+from torch_geninit.training.networks.googlenet import GoogLeNet
 from torch_geninit.training.networks.mixers import ConvMixer
-from torch_geninit.training.networks.mobilenet import V2, MobileNetV2, mobilenet_v2, scaled
+from torch_geninit.training.networks.mobilenet import (
+    MNASNET,
+    V2,
+    V3_LARGE,
+    V3_SMALL,
+    MNASNet,
+    MobileNetV2,
+    MobileNetV3,
+    mobilenet_v2,
+    scaled,
+)
 from torch_geninit.training.networks.popular import SAMPLERS
 from torch_geninit.training.networks.search_space import multiplications
+from torch_geninit.training.networks.shufflenet import ShuffleNetV2
 from torch_geninit.training.networks.specification import Specification
-from torch_geninit.training.networks.vgg import VGG, vgg11_bn
+from torch_geninit.training.networks.vgg import PAPER_WIDTHS, TABLE_1, VGG, vgg11_bn
 from torch_geninit.training.networks.vit import ViT, vit_width_192
 from torch_geninit.training.operators.rewrite import rewritten
 
@@ -117,6 +130,10 @@ def torchvision_vit(num_classes: int) -> nn.Module:
     return torchvision.models.VisionTransformer(64, 8, 12, 3, 192, 768, num_classes=num_classes)
 
 
+def torchvision_googlenet(num_classes: int) -> nn.Module:
+    return torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=False)
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -131,6 +148,43 @@ def torchvision_vit(num_classes: int) -> nn.Module:
 def test_reserved_networks_are_torchvisions(
     ours: Callable[[int, int], nn.Module], theirs: Callable[..., nn.Module]
 ) -> None:
+    check_torchvisions(ours, theirs)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("spec", "theirs"),
+    [
+        (VGG(TABLE_1[16], PAPER_WIDTHS, grid=7, hidden=(4096, 4096)), torchvision.models.vgg16_bn),
+        (DenseNet((6, 12, 36, 24), 48, 96), torchvision.models.densenet161),
+        (
+            MobileNetV3(16, 2, V3_LARGE, 960, 1280, "hardswish", eps=1e-3),
+            torchvision.models.mobilenet_v3_large,
+        ),
+        (
+            MobileNetV3(16, 2, V3_SMALL, 576, 1024, "hardswish", eps=1e-3),
+            torchvision.models.mobilenet_v3_small,
+        ),
+        (MNASNet(32, 2, MNASNET, 1280, activation="relu"), torchvision.models.mnasnet1_0),
+        (EfficientNet(32, 2, B0, 1280, activation="silu"), torchvision.models.efficientnet_b0),
+        (
+            EfficientNet(24, 2, V2_SMALL, 1280, activation="silu", eps=1e-3),
+            torchvision.models.efficientnet_v2_s,
+        ),
+        (ShuffleNetV2((4, 8, 4), (116, 232, 464), 24, 1024), torchvision.models.shufflenet_v2_x1_0),
+        (GoogLeNet(googlenet.PAPER, 64), torchvision_googlenet),
+        (ConvNeXt((3, 3, 27, 3), (96, 192, 384, 768)), torchvision.models.convnext_small),
+    ],
+    ids=lambda argument: getattr(argument, "family", None) or argument.__name__,
+)
+def test_networks_at_their_papers_sizes_are_torchvisions(
+    spec: Specification, theirs: Callable[..., nn.Module]
+) -> None:
+    assert spec.reserved
+    check_torchvisions(spec.build, theirs)
+
+
+def check_torchvisions(ours: Callable[[int, int], nn.Module], theirs: Callable[..., nn.Module]) -> None:
     with torch.device("meta"):
         mine, other = ours(7, 64).eval(), theirs(num_classes=7).eval()
     shapes = [(parameter.shape, parameter.dtype) for parameter in mine.parameters()]
@@ -140,7 +194,9 @@ def test_reserved_networks_are_torchvisions(
     stream = torch.Generator().manual_seed(0)
     values = [value(tensor, stream) for tensor in other.state_dict().values()]
     for model in (mine, other):
-        model.load_state_dict(dict(zip(model.state_dict(), values, strict=True)), assign=True)
+        state = model.state_dict()
+        state.update(zip(list(state), values, strict=True))
+        model.load_state_dict(state, assign=True)
     images = torch.randn(2, 3, 64, 64, generator=stream)
     with torch.no_grad():
         expected = other(images)

@@ -18,7 +18,10 @@ class EfficientNet(InvertedResiduals):
     """An EfficientNet of either paper."""
 
     family: ClassVar[str] = "efficientnet"
-    named = (((1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320)),)
+    named = (
+        ((1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320)),
+        ((2, 4, 4, 6, 9, 15), (24, 48, 64, 128, 160, 256)),
+    )
 
     def gates(self, in_channels: int, hidden: int) -> SqueezeExcite:
         return SqueezeExcite(hidden, max(1, in_channels // 4), nn.SiLU(), nn.Sigmoid())

@@ -131,7 +131,9 @@ class GoogLeNetwork(nn.Module):
             ]
         for index, stage in enumerate(spec.stages):
             if index:
-                features.append(nn.MaxPool2d(3, 2, ceil_mode=True))
+                # The last one over 2x2, as in torchvision; the paper pools over 3x3 everywhere.
+                last = index == len(spec.stages) - 1
+                features.append(nn.MaxPool2d(2 if last else 3, 2, ceil_mode=True))
             for module in stage:
                 features.append(Inception(channels, module, spec))
                 channels = module.channels
