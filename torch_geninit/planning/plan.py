@@ -22,7 +22,7 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact
 from torch_geninit.generators.entry import Entry, Route
 from torch_geninit.generators.request import Request
-from torch_geninit.graph.drawing.draw import Drawing
+from torch_geninit.graph.drawing import Drawing
 from torch_geninit.graph.tracer.clone import unwrap
 from torch_geninit.parameters.dtensor import gathered
 from torch_geninit.parameters.named import Slot, survey
@@ -88,8 +88,8 @@ class Plan(Request):
     def graph(self) -> Drawing | None:
         """The architecture, as a drawing with what happens to each parameter; None where there is none.
 
-        A notebook shows it; ``str`` gives Graphviz text, :meth:`~Drawing.svg` a picture to save. It is an
-        :class:`Architecture` too, as ``graph=`` takes it.
+        It prints as Graphviz text. Where Graphviz is installed (extra ``draw``) a notebook shows the picture,
+        and :meth:`~Drawing.svg` returns it. It is an :class:`Architecture` too, as ``graph=`` takes it.
         """
         if self.architecture is None:
             return None
