@@ -165,7 +165,7 @@ class Drawing(Architecture):
             for route, colours in COLOURS.items()
             if counts[route]
         ]
-        title = html.escape(_printable(self.title)).replace("\\", "&#92;")
+        title = html.escape(_printable(self.title)).replace("\\", "\\\\")
         lines = [title, " ".join(legend)]
         return f"<{'<BR/>'.join(line for line in lines if line)}>" if any(lines) else '""'
 
