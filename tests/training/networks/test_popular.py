@@ -37,6 +37,8 @@ from torch_geninit.training.networks.vit import ViT, vit_width_192
 from torch_geninit.training.operators.rewrite import rewritten
 
 SIZES = (64, 32, 96, 224)
+MOST_MULTIPLICATIONS = 5e9
+"""At 64 pixels: what a ResNet-34 with a CIFAR stem takes."""
 
 
 @pytest.mark.parametrize("family", SAMPLERS)
@@ -78,7 +80,7 @@ def check_traced(spec: Specification, size: int) -> None:
     assert reached == {name for name, _ in model.named_parameters()}
     assert isinstance(rewritten(model), fx.GraphModule)
     if size == 64:
-        assert 1e6 < multiplications(architecture) < 2.5e9
+        assert 1e6 < multiplications(architecture) < MOST_MULTIPLICATIONS
 
 
 @pytest.mark.parametrize("family", SAMPLERS)
