@@ -20,7 +20,7 @@ from PIL import Image
 from tests.conftest import ghn_card
 from torch_geninit.hub import file
 from torch_geninit.training.data.images import Split, flip_and_crop, load, prepare
-from torch_geninit.training.loops import ghn, warm_start
+from torch_geninit.training.loops import ghn, ghn_learner, warm_start
 from torch_geninit.training.loops.classifier import KernelOptimizer, Phase, Recipe, score, train_classifier
 from torch_geninit.training.loops.ghn_loss import Diversity
 from torch_geninit.training.networks import search_space
@@ -166,17 +166,17 @@ def test_interrupted_hypernetwork_ends_as_the_uninterrupted(
     monkeypatch.setattr(ghn, "SAVE_EVERY", 2)
     schedule = ghn.Schedule(((16, 7),), warmup=2, batch_size=16)
     whole = ghn.train_ghn(prepared, tmp_path / "whole", schedule, noise=noise)
-    step = ghn.Average.update
+    step = ghn_learner.Average.update
 
-    def stop(self: ghn.Average, generator: ghn.GraphHyperNetwork, number: int) -> None:
+    def stop(self: ghn_learner.Average, generator: ghn.GraphHyperNetwork, number: int) -> None:
         if number == 5:
             raise KeyboardInterrupt
         step(self, generator, number)
 
-    monkeypatch.setattr(ghn.Average, "update", stop)
+    monkeypatch.setattr(ghn_learner.Average, "update", stop)
     with pytest.raises(KeyboardInterrupt):
         ghn.train_ghn(prepared, tmp_path / "halves", schedule, noise=noise)
-    monkeypatch.setattr(ghn.Average, "update", step)
+    monkeypatch.setattr(ghn_learner.Average, "update", step)
     resumed = ghn.train_ghn(prepared, tmp_path / "halves", schedule, noise=noise)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from warnings import warn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import torch_geninit as geninit
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
-from torch_geninit.generators.rng import noise_stream
 from torch_geninit.training.arguments import at_least, finite, phases, positive
-from torch_geninit.training.data.images import Split, load
-from torch_geninit.training.loops.classifier import resize
+from torch_geninit.training.data.images import load
+from torch_geninit.training.loops.ghn_curriculum import Curriculum, Schedule
+from torch_geninit.training.loops.ghn_learner import Learner
 from torch_geninit.training.loops.ghn_loss import Diversity, Objective
 from torch_geninit.training.loops.ghn_validation import check
 from torch_geninit.training.loops.warm_start import SIZES, sizes_from, warm_start_
@@ -30,58 +28,14 @@ from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.checkpoint import Run
 from torch_geninit.training.runs.distributed import World
 
+LOG_EVERY = 100
+"""Steps between lines of the metrics."""
+
 SAVE_EVERY = 500
 """Steps between checkpoints: a few minutes on two cores."""
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """Adam's schedule, and how many steps see images of which resolution.
-
-    The rate rises linearly over ``warmup`` steps and falls linearly to zero over the last ``cooldown``, by
-    default over all: a run that is to go on for longer falls late. Small images cost a fraction and
-    teach most of the way: ``phases`` are (resolution, steps) pairs. A step sees ``networks`` networks with
-    ``batch_size`` images each; ``clip`` bounds the gradient of each with respect to its parameters.
-    """
-
-    phases: tuple[tuple[int, int], ...]
-    lr: float = 1.2e-3
-    warmup: int = 200
-    cooldown: int | None = None
-    batch_size: int = 128
-    networks: int = 1
-    clip: float = 1.0
-
-    @property
-    def steps(self) -> int:
-        return sum(steps for _, steps in self.phases)
-
-    def lr_at(self, step: int) -> float:
-        fall = (self.steps - step) / (self.cooldown or self.steps)
-        return self.lr * min((step + 1) / max(self.warmup, 1), fall, 1.0)
-
-    def resolution(self, step: int) -> int:
-        for resolution, steps in self.phases:
-            if step < steps:
-                return resolution
-            step -= steps
-        raise IndexError(f"the schedule has {self.steps} steps")
-
-
-class Average:
-    """Exponential moving average of a generator's weights."""
-
-    def __init__(self, generator: GraphHyperNetwork, decay: float = 0.999) -> None:
-        self.generator = copy.deepcopy(generator)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, generator: GraphHyperNetwork, step: int) -> None:
-        # A short memory at first, or the random start would weigh in for a thousand steps.
-        decay = min(self.decay, (step + 1) / (step + 10))
-        mine: list[Tensor] = list(self.generator.parameters())
-        other: list[Tensor] = list(generator.parameters())
-        torch._foreach_lerp_(mine, other, 1 - decay)
+CALIBRATION_IMAGES = 2000
+"""Training images that BatchNorm is calibrated on before a measurement."""
 
 
 def train_ghn(
@@ -115,10 +69,7 @@ def train_ghn(
     Warns:
         UserWarning: if a run goes on with another schedule, loss or ``amp``.
     """
-    from tqdm.auto import tqdm
-
-    space = space or SpaceOptions()
-    world = World.join(device)
+    space, diversity, world = space or SpaceOptions(), diversity or Diversity(), World.join(device)
     if schedule.networks % world.size:
         raise ValueError(f"{schedule.networks} networks a step can't be shared by {world.size} ranks evenly")
     train, validation = load(data, "train"), load(data, "validation")
@@ -126,113 +77,97 @@ def train_ghn(
     run = Run(folder)
     if world.leads:
         run.claim()
-    calibration = train.spread(2000)
+    generator, card = _new_generator(train.classes, start, {**(sizes or {}), "noise": noise}, diversity, seed)
+    generator.to(device)
+    objective = Objective(generator, clip=schedule.clip, diversity=diversity, decay=decay, amp=amp)
+    learner = Learner(generator, world.wrap(objective), schedule.lr)
+    networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
+    described = {
+        "card": card,
+        "space": {**asdict(space), "seed": seed},
+        "source": {
+            "data": fingerprint.of_file(data),
+            "start": None if start is None else fingerprint.of_generator(str(start)),
+        },
+        "settings": {**asdict(schedule), **asdict(diversity), "decay": decay, "amp": amp},
+    }
+    own, first = json.loads(json.dumps(described)), 0
+    if (state := run.resume()) is not None:
+        _same_run(run, state, own)
+        learner.load_state_dict(state)
+        first = state["step"]
+    curriculum = Curriculum(schedule, train.to(device), networks, noise, diversity, world, seed)
+    with _Progress(schedule, first, shown=world.leads) as progress:
+        for step, batch in enumerate(curriculum.batches(first), first):
+            parts = learner.step(step, batch, schedule.lr_at(step))
+            progress.update(parts)
+            done, last = step + 1, step + 1 == schedule.steps
+            if world.leads and (last or done % LOG_EVERY == 0):
+                values = {"step": done, **progress.summary(parts)}
+                if last or done % check_every == 0:
+                    calibration = train.spread(CALIBRATION_IMAGES)
+                    values |= check(learner.average.generator, networks.space, space, calibration, validation)
+                run.log(**values)
+            if world.leads and (last or done % SAVE_EVERY == 0):
+                run.save({**learner.state_dict(), "step": done, **own})
+    return learner.average.generator
+
+
+def _new_generator(
+    classes: Sequence[str],
+    start: str | Path | None,
+    sizes: Mapping[str, int],
+    diversity: Diversity,
+    seed: int,
+) -> tuple[GraphHyperNetwork, dict[str, Any]]:
+    """Build the generator that training begins with, random or from ``start``, and what a run says of it."""
     trained = None if start is None else geninit.load(start)
-    sizes = sizes_from(trained, {**(sizes or {}), "noise": noise})
-    classes = list(train.classes)
-    diversity = diversity or Diversity()
-    card = {"sizes": sizes, "classes": classes, **({"shared_noise": True} if diversity.shared else {})}
+    card: dict[str, Any] = {"sizes": sizes_from(trained, sizes), "classes": list(classes)}
+    if diversity.shared:
+        card["shared_noise"] = True
     torch.manual_seed(seed)
     generator = GraphHyperNetwork({**card, "trained": {}})
     if isinstance(trained, GraphHyperNetwork):
         warm_start_(generator, trained)
-    generator.to(device)
-    average = Average(generator)
-    objective = world.wrap(
-        Objective(generator, clip=schedule.clip, diversity=diversity, decay=decay, amp=amp)
-    )
-    optimizer = torch.optim.AdamW(
-        generator.parameters(), schedule.lr, betas=(0.9, 0.99), weight_decay=1e-5, fused=True
-    )
-    networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
-    first = 0
-    state = run.resume()
-    own = json.loads(
-        json.dumps(
-            {
-                "card": card,
-                "space": {**asdict(space), "seed": seed},
-                "source": {
-                    "data": fingerprint.of_file(data),
-                    "start": None if start is None else fingerprint.of_generator(str(start)),
-                },
-                "settings": {
-                    **asdict(schedule),
-                    **asdict(diversity),
-                    "decay": decay,
-                    "amp": amp,
-                },
-            }
+    return generator, card
+
+
+class _Progress:
+    """Progress bar of a run, and the losses since the last line of its metrics."""
+
+    def __init__(self, schedule: Schedule, first: int, *, shown: bool) -> None:
+        from tqdm.auto import tqdm
+
+        self.schedule, self.losses = schedule, list[float]()
+        self.bar = tqdm(
+            total=schedule.steps * schedule.networks,
+            initial=first * schedule.networks,
+            desc="hypernetwork",
+            unit="network",
+            mininterval=2,
+            disable=not shown,
         )
-    )
-    if state is not None:
-        _same_run(run, state, own)
-        generator.load_state_dict(state["generator"])
-        average.generator.load_state_dict(state["average"])
-        state["optimizer"]["param_groups"][0]["fused"] = True  # checkpoints of older versions say None
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    train = train.to(device)
-    progress = tqdm(
-        total=schedule.steps * schedule.networks,
-        initial=first * schedule.networks,
-        desc="hypernetwork",
-        unit="network",
-        mininterval=2,
-        disable=not world.leads,
-    )
-    losses: list[float] = []
-    batches = _batches(train, schedule.batch_size, seed, first * schedule.networks)
-    for step in range(first, schedule.steps):
-        chosen, images, labels, draws = [], [], [], []
-        for slot in range(schedule.networks):
-            x, y = next(batches)
-            if slot % world.size != world.rank:
-                continue
-            index = step * schedule.networks + slot
-            chosen.append(networks.draw(index))
-            images.append(resize(x, schedule.resolution(step)))
-            labels.append(y)
-            if noise:
-                stream = noise_stream(seed, f"training network {index}")
-                nodes = len(chosen[-1].architecture.nodes)
-                draws.append(diversity.noise(nodes, noise, stream).to(device))
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.lr_at(step)
-        loss, parts = objective(chosen, images, labels, draws or None)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(generator.parameters(), 5.0)
-        optimizer.step()
-        average.update(generator, step)
-        losses += parts["cross_entropy"].tolist()
-        progress.update(schedule.networks)
-        if not world.leads:
-            continue
-        if (step + 1) % 100 == 0 or step + 1 == schedule.steps:
-            rate = progress.format_dict["rate"] or 0.0
-            values: dict[str, Any] = {"step": step + 1, "loss": statistics.median(losses)}
-            losses.clear()
-            if noise:
-                values |= {"cosine": parts["cosine"].mean().item()}
-            progress.set_postfix(
-                loss=f"{values['loss']:.3f}", images_per_second=f"{rate * schedule.batch_size:.0f}"
-            )
-            if (step + 1) % check_every == 0 or step + 1 == schedule.steps:
-                values |= check(average.generator, networks.space, space, calibration, validation)
-            run.log(**values)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.steps:
-            run.save(
-                {
-                    "generator": generator.state_dict(),
-                    "average": average.generator.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    **own,
-                }
-            )
-    progress.close()
-    return average.generator
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, parts: Mapping[str, Tensor]) -> None:
+        """Count a step."""
+        self.losses += parts["cross_entropy"].tolist()
+        self.bar.update(self.schedule.networks)
+
+    def summary(self, parts: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the median loss since the last summary, with the cosine of this step's draws."""
+        values = {"loss": statistics.median(self.losses)}
+        self.losses.clear()
+        if "cosine" in parts:
+            values["cosine"] = parts["cosine"].mean().item()
+        rate = (self.bar.format_dict["rate"] or 0.0) * self.schedule.batch_size
+        self.bar.set_postfix(loss=f"{values['loss']:.3f}", images_per_second=f"{rate:.0f}")
+        return values
 
 
 def _same_run(run: Run, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -255,16 +190,6 @@ def _same_run(run: Run, state: Mapping[str, Any], own: Mapping[str, Any]) -> Non
                 f"{wanted.get(other[0])}, found {found.get(other[0])}; choose another folder, or --start "
                 "from its export"
             )
-
-
-def _batches(train: Split, batch_size: int, seed: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches from step ``first`` on, the same whether or not a run was interrupted before it."""
-    epoch, position = divmod(first, len(train) // batch_size)
-    while True:
-        order = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        batches = train.shuffled_batches(batch_size, order, augment="flip-crop")
-        yield from islice(batches, position, None)
-        epoch, position = epoch + 1, 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -323,7 +248,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast of the networks")
     parser.add_argument("--check-every", type=at_least(1), default=1000)
-    parser.set_defaults(threads=1)  # more cores are for more processes, see docs/training.md
+    parser.set_defaults(threads=1)  # more cores are for more processes, see docs/guide/training.md
 
 
 def size(text: str) -> tuple[str, int]:
