@@ -15,6 +15,7 @@ from torch_geninit.generators.request import Expectation
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer.trace import GUESSED
 from torch_geninit.planning.build import OTHER_HEAD
+from torch_geninit.planning.choose import DEFAULTS, Pretrained
 from torch_geninit.planning.filters import FROZEN
 from torch_geninit.planning.plan import Plan
 
@@ -22,7 +23,7 @@ from torch_geninit.planning.plan import Plan
 def expect(
     model: nn.Module,
     *,
-    pretrained: initializers.Pretrained = initializers.DEFAULTS["ghn"],
+    pretrained: Pretrained = DEFAULTS["ghn"],
     example_inputs: Any = None,
     graph: Architecture | None = None,
     revision: str | None = None,

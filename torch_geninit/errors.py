@@ -1,5 +1,15 @@
 """What is warned or raised when something would be left as it is."""
 
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import FrameType
+from warnings import warn
+
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
+
 
 class GenInitWarning(UserWarning):
     """Parameters or statistics were left as they were, though nobody asked for that."""
@@ -7,3 +17,12 @@ class GenInitWarning(UserWarning):
 
 class StrictError(ValueError):
     """Some parameters would be left as they are, and the caller asked for an error then."""
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line outside of this package that called into it, however many calls lie between."""
+    depth = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, depth = frame.f_back, depth + 1
+    warn(message, GenInitWarning, stacklevel=depth)

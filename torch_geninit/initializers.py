@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any, TypeVar
-from warnings import warn
 
 import torch
 from torch import nn
 
-from torch_geninit.errors import GenInitWarning, StrictError
-from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.errors import warn_caller
 from torch_geninit.graph.architecture import Architecture
-from torch_geninit.hub import registry
+from torch_geninit.hub.download import HubOptions
+from torch_geninit.parameters.named import Slot, survey
 from torch_geninit.planning import messages
-from torch_geninit.planning.auto import select
-from torch_geninit.planning.build import Head, Untrusted, plan_graph, plan_layers
+from torch_geninit.planning.build import plan_model
+from torch_geninit.planning.choose import DEFAULTS, Pretrained, choose
 from torch_geninit.planning.filters import Patterns
+from torch_geninit.planning.options import Head, PlanOptions, Untrusted
 from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.prediction import Unfilled, refuse_unfilled
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-Pretrained = str | os.PathLike[str] | WeightGenerator
-
-DEFAULTS: dict[Method, str] = {
-    "vae": "vae-cifar10",
-    "ghn": "ghn-cifar10",
-    "noise_ghn": "noise-ghn-cifar10",
-}
-KINDS: dict[Method, tuple[str, ...]] = {
-    "vae": ("vae",),
-    "ghn": ("ghn", "noise-ghn", "published-ghn"),
-    "noise_ghn": ("noise-ghn",),
-}
-"""Kinds of generator that each method can use, its own first; without its noise a noise-ghn is a ghn."""
 
 
 def vae_(
@@ -105,19 +91,16 @@ def vae_(
             )
         if seed is not None:
             raise ValueError("expected generator= or seed=, got both")
-    made = plan(
+    return _fill(
         module,
         "vae",
-        pretrained=pretrained,
-        name=name,
-        include=include,
-        exclude=exclude,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
+        pretrained,
+        HubOptions(revision, cache_dir, local_files_only, token),
+        PlanOptions(name=name, include=include, exclude=exclude),
+        seed=seed,
+        generator=generator,
+        strict=strict,
     )
-    return _fill(module, made, seed=seed, generator=generator, unfilled="keep", strict=strict)
 
 
 def ghn_(
@@ -146,8 +129,7 @@ def ghn_(
 
     A network too far from those the hypernetwork was trained on, or not expected to start surely above
     chance, keeps all its values, with a warning, unless ``untrusted="generate"`` asks for the prediction all
-    the same.
-    Running statistics of BatchNorm are not touched; see :func:`recalibrate_bn_`.
+    the same. Running statistics of BatchNorm are not touched; see :func:`recalibrate_bn_`.
 
     Args:
         model: any network; it is not called.
@@ -189,22 +171,22 @@ def ghn_(
     Examples:
         >>> model = ghn_(resnet20())                                             # doctest: +SKIP
     """
-    made = plan(
+    return _fill(
         model,
         "ghn",
-        pretrained=pretrained,
-        example_inputs=example_inputs,
-        graph=graph,
-        head=head,
-        untrusted=untrusted,
-        include=include,
-        exclude=exclude,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
+        pretrained,
+        HubOptions(revision, cache_dir, local_files_only, token),
+        PlanOptions(
+            example_inputs=example_inputs,
+            graph=graph,
+            head=head,
+            untrusted=untrusted,
+            include=include,
+            exclude=exclude,
+        ),
+        unfilled=unfilled,
+        strict=strict,
     )
-    return _fill(model, made, unfilled=unfilled, strict=strict)
 
 
 def noise_ghn_(
@@ -239,9 +221,8 @@ def noise_ghn_(
         seed: of the noise.
         noise_scale: sigma; 0 gives every seed the same weights, without mirroring, larger values more
             different members.
-        pretrained, example_inputs, graph, head, untrusted, unfilled: as in :func:`ghn_`.
-        include, exclude, strict: as in :func:`ghn_`.
-        revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
+        pretrained, example_inputs, graph, head, untrusted, unfilled, include, exclude, strict, revision,
+            cache_dir, local_files_only, token: as in :func:`ghn_`.
 
     Returns:
         ``model`` itself.
@@ -255,22 +236,24 @@ def noise_ghn_(
     Examples:
         >>> members = [noise_ghn_(resnet20(), seed) for seed in range(5)]        # doctest: +SKIP
     """
-    made = plan(
+    return _fill(
         model,
         "noise_ghn",
-        pretrained=pretrained,
-        example_inputs=example_inputs,
-        graph=graph,
-        head=head,
-        untrusted=untrusted,
-        include=include,
-        exclude=exclude,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
+        pretrained,
+        HubOptions(revision, cache_dir, local_files_only, token),
+        PlanOptions(
+            example_inputs=example_inputs,
+            graph=graph,
+            head=head,
+            untrusted=untrusted,
+            include=include,
+            exclude=exclude,
+        ),
+        seed=seed,
+        noise_scale=noise_scale,
+        unfilled=unfilled,
+        strict=strict,
     )
-    return _fill(model, made, seed=seed, noise_scale=noise_scale, unfilled=unfilled, strict=strict)
 
 
 def plan(
@@ -315,106 +298,53 @@ def plan(
         >>> [entry.route.value for entry in made.entries]
         ['generated', 'kept']
     """
-    if method not in DEFAULTS:
-        close = get_close_matches(str(method).lower(), DEFAULTS, n=1)
-        raise ValueError(
-            f"method: expected one of {', '.join(map(repr, DEFAULTS))}, got {method!r}"
-            + (f"; did you mean {close[0]!r}?" if close else "")
-        )
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(name, str):
-        raise TypeError(f"name: expected a dotted module name as 'layer1.0.conv1', got {name!r}")
-    if graph is not None:
-        if not isinstance(graph, Architecture):
-            raise TypeError(f"graph: expected what trace() returns, got {type(graph).__name__}")
-        graph.check()
-    chosen = DEFAULTS[method] if pretrained is None else pretrained
-    automatic = isinstance(chosen, str) and chosen == registry.AUTO
-    if automatic:
-        if method == "vae":
-            raise ValueError(
-                f"pretrained={registry.AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer "
-                f"among the VAEs of one file, by default {DEFAULTS['vae']!r}"
-            )
-        if revision is not None:
-            raise ValueError(f"revision={revision!r} can't be combined with pretrained={registry.AUTO!r}")
-        chosen, graph = select(
-            model,
-            method,
-            registry.outlines(KINDS[method][0], cache_dir=cache_dir),
-            example_inputs=example_inputs,
-            graph=graph,
-            head=head,
-        )
-    if isinstance(chosen, WeightGenerator):
-        weights, source = chosen, chosen.source or str(chosen.card["kind"])
-    else:
-        weights, source = (
-            registry.load(
-                chosen,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-            ),
-            os.fspath(chosen),
-        )
-    weights.check_unchanged(source)
-    kind = weights.card["kind"]
-    if kind not in KINDS[method]:
-        raise ValueError(
-            f"pretrained={source!r} is of the wrong kind:\n"
-            f"  expected: {' or '.join(KINDS[method])}, for {method}_ and what tells about it\n"
-            f"  got:      {kind}\n"
-            "list_pretrained() says which is which"
-        )
-    if method == "vae":
-        if example_inputs is not None or graph is not None or head != "auto" or untrusted != "keep":
-            raise TypeError(
-                "a vae plan goes layer by layer: it takes no example_inputs=, graph=, head= or untrusted="
-            )
-        return plan_layers(model, weights, source, name=name, include=include, exclude=exclude)
-    if name:
-        raise TypeError(f"a {method} plan is of a whole model: it takes no name=")
-    made = plan_graph(
-        model,
-        method,
-        weights,
-        source,
+    hub = HubOptions(revision, cache_dir, local_files_only, token)
+    options = PlanOptions(
         example_inputs=example_inputs,
         graph=graph,
         head=head,
         untrusted=untrusted,
+        name=name,
         include=include,
         exclude=exclude,
     )
-    return replace(made, automatic=automatic)
+    return _plan(model, method, pretrained, hub, options)[0]
+
+
+def _plan(
+    model: nn.Module, method: Method, pretrained: Pretrained | None, hub: HubOptions, options: PlanOptions
+) -> tuple[Plan, list[Slot]]:
+    """Return the plan, and the model's parameters that it was made from."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    options.check(method)
+    slots = survey(model, options.name)
+    chosen = choose(model, method, pretrained, hub, options, slots)
+    made = plan_model(model, method, chosen.generator, chosen.source, chosen.options, slots)
+    return replace(made, automatic=chosen.automatic), slots
 
 
 def _fill(
     module: ModuleT,
-    made: Plan,
+    method: Method,
+    pretrained: Pretrained,
+    hub: HubOptions,
+    options: PlanOptions,
     *,
-    unfilled: Unfilled,
+    unfilled: Unfilled = "keep",
     strict: bool,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     noise_scale: float = 1.0,
 ) -> ModuleT:
-    if not isinstance(strict, bool):
-        raise TypeError(f"strict: expected True or False, got {strict!r}")
-    if strict and (left_out := messages.left_out(made, strict=True)) is not None:
-        names = ", ".join(entry.name for entry in made.skipped[:10])
-        more = ", ..." if len(made.skipped) > 10 else ""
-        raise StrictError(f"{left_out}\nThese are {names}{more}; nothing was changed")
-    targets = made.match(module)
+    made, slots = _plan(module, method, pretrained, hub, options)
+    messages.refuse_left_out(made, strict)
+    targets = made.parameters.of_planned(module, slots)
     refuse_unfilled(unfilled, targets.left)
     if generator is not None and made.generated:
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
     message = messages.warning(made, unfilled=unfilled)
     if message is not None:
-        # Before the first write: a warning may be turned into an error.
-        warn(message, GenInitWarning, stacklevel=3)
+        warn_caller(message)  # before the first write: a warning may be turned into an error
     return prediction.fill(module, targets, unfilled)

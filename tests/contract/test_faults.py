@@ -274,10 +274,10 @@ STAGES = {
     "load": ["hub.file._build", "hub.file._compare", "generators.base.WeightGenerator.eval"],
     "trace": ["graph.tracer.trace._run", "graph.tracer.trace.assemble"],
     "plan": [
-        "planning.build.survey",
+        "initializers.survey",
         "planning.build._entries",
-        "planning.build._judged",
-        "planning.plan.check_writable",
+        "planning.build.ask_verdict",
+        "parameters.targets.check_writable",
     ],
     "predict": ["generators.vae.model.SliceVAEs.predict", "generators.ghn.model.GraphHyperNetwork.predict"],
     "check": ["planning.plan.check_prediction", "parameters.write._check_range"],

@@ -30,6 +30,7 @@ from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.generators.request import Request, Verdict
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.generators.vae.model import SliceVAEs
+from torch_geninit.planning.choose import DEFAULTS
 from torch_geninit.planning.plan import Plan
 
 WRITTEN = (Route.GENERATED, Route.TIED)
@@ -92,7 +93,7 @@ GENERATORS: dict[str, dict[str, WeightGenerator]] = {
     "ghn": {"anything": Anything("ghn"), "own": hypernetwork(0)},
     "noise_ghn": {"anything": Anything("noise-ghn"), "own": hypernetwork(4)},
 }
-SHIPPED = {verb: geninit.load(name) for verb, name in geninit.initializers.DEFAULTS.items()}
+SHIPPED = {verb: geninit.load(name) for verb, name in DEFAULTS.items()}
 
 
 class Subject:

@@ -390,13 +390,13 @@ PROCESSES = """
 import json, os, sys, time
 from pathlib import Path
 from torch_geninit.hub import manifest
-from torch_geninit.hub.download import Source, fetch
+from torch_geninit.hub.download import HubOptions, Source, fetch
 import huggingface_hub
 count, user, source = json.loads(sys.argv[1])
 if user is not None:
     # The child may not be allowed to read what is imported at the first request.
     try:
-        fetch(Source(*source[:2], "absent.safetensors"), cache_dir="/dev/null/cache")
+        fetch(Source(*source[:2], "absent.safetensors"), HubOptions(cache_dir="/dev/null/cache"))
     except OSError:
         huggingface_hub.close_session()
 else:
@@ -465,7 +465,7 @@ class TestProcesses:
     def test_read_only_cache(self, server: FakeHub, content: bytes, tmp_path: Path) -> None:
         home = tmp_path / "home"
         environment = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(home)}
-        download.fetch(download.Source(*self.source(content)), cache_dir=home / "hub")
+        download.fetch(download.Source(*self.source(content)), download.HubOptions(cache_dir=home / "hub"))
         server.requests.clear()
         for path in [home, *home.rglob("*")]:
             if not path.is_symlink():

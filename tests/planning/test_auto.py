@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from torch import nn
 import torch_geninit as geninit
 from tests.conftest import ghn_card
 from tests.support.toy_generator import record
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.generators.trust.accuracy import NUMBERS
+from torch_geninit.graph.architecture import Architecture
 from torch_geninit.hub import manifest
 from torch_geninit.hub.file import GeneratorFileError, write
+from torch_geninit.parameters.named import survey
 from torch_geninit.planning.auto import select
+from torch_geninit.planning.options import PlanOptions
+from torch_geninit.planning.plan import Method
 from torch_geninit.training.networks.blocks import Norm, Style
 from torch_geninit.training.networks.families import Spec
 
@@ -98,13 +104,19 @@ CANDIDATES = {
 }
 
 
+def select_for(
+    model: nn.Module, method: Method, candidates: Iterable[tuple[str, WeightGenerator]], **options: Any
+) -> tuple[str, Architecture | None]:
+    return select(model, method, candidates, PlanOptions(**options), survey(model))
+
+
 @pytest.mark.parametrize("which", CANDIDATES)
 def test_the_best_is_selected_in_any_order(which: str) -> None:
     worse, better = CANDIDATES[which]
     kernel = 5 if "fill more" in which else 3
     pair = [("worse", generator(**worse)), ("better", generator(**better))]
     for order in permutations(pair):
-        name, _ = select(Small(kernel), "ghn", order, example_inputs=torch.zeros(1, 3, 8, 8))
+        name, _ = select_for(Small(kernel), "ghn", order, example_inputs=torch.zeros(1, 3, 8, 8))
         assert name == "better"
 
 
@@ -113,15 +125,15 @@ def test_a_model_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = GraphHyperNetwork.trace
     monkeypatch.setattr(GraphHyperNetwork, "trace", lambda *a: (calls.append(1), trace(*a))[1])
     candidates = [(str(index), generator()) for index in range(3)]
-    _, graph = select(Small(), "ghn", candidates, example_inputs=torch.zeros(1, 3, 8, 8))
+    _, graph = select_for(Small(), "ghn", candidates, example_inputs=torch.zeros(1, 3, 8, 8))
     assert len(calls) == 1
-    _, same = select(Small(), "ghn", candidates, graph=graph)
+    _, same = select_for(Small(), "ghn", candidates, graph=graph)
     assert len(calls) == 1 and same is graph
 
 
 def test_without_candidates_it_says_so() -> None:
     with pytest.raises(ValueError, match="no generator for noise_ghn_ is here"):
-        select(Small(), "noise_ghn", [])
+        select_for(Small(), "noise_ghn", [])
 
 
 @pytest.fixture()

@@ -20,7 +20,7 @@ import torch_geninit as geninit
 from torch_geninit.graph import vocabulary
 from torch_geninit.graph.tracer.trace import trace
 from torch_geninit.hub import manifest
-from torch_geninit.initializers import KINDS
+from torch_geninit.planning.choose import KINDS
 from torch_geninit.training.networks.blocks import Style
 from torch_geninit.training.networks.families import Spec
 from torch_geninit.training.networks.resnet import ResNet, resnet20

@@ -1,22 +1,26 @@
-"""Arrows between modules run one way; importing the package is cheap."""
+"""Imports run down the floors and in no circle; no function hides a module; importing is cheap."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "torch_geninit"
 
-# Layers from the bottom up; a module imports from its own layer or from below.
-LAYERS = [
-    {"_version", "_utils", "errors", "batchnorm", "graph.architecture", "graph.vocabulary"},
+# Ground first; a module imports from its own floor or from below.
+FLOORS = [
+    {"_version", "_utils", "errors", "batchnorm"},
     {"graph"},
     {"generators"},
     {"parameters", "hub"},
@@ -32,96 +36,115 @@ LAYERS = [
     {"training.release", "training.report"},
     {"training"},
 ]
-# More than the layers say.
+# More than the floors say.
 NEVER = {
-    "_utils": {"errors", "batchnorm", "graph"},
-    "batchnorm": {"_utils", "graph"},
+    "_utils": {"errors", "batchnorm"},
+    "batchnorm": {"_utils"},
     "parameters": {"hub"},
     "parameters.write": {"generators.base", "generators.entry"},
     "hub": {"parameters", "graph.tracer"},
     "hub.registry": {"graph"},
-    "planning": {"hub", "convert"},
-    "planning.plan": {"planning.build", "planning.auto"},
-    "planning.prediction": {"generators", "planning.plan", "planning.build"},
+    "planning": {"convert"},
+    "planning.auto": {"hub"},
+    "planning.build": {"hub"},
+    "planning.plan": {"hub", "planning.build", "planning.auto"},
     "convert": {"parameters", "planning"},
 }
 HEAVY = ("huggingface_hub", "torchvision", "numpy.testing", "matplotlib", "tqdm", "transformers", "timm")
 
 
+@cache
 def modules() -> dict[str, Path]:
+    """Every module and package below the top, by its name there; the top itself is ``__init__``."""
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
         for path in PACKAGE.rglob("*.py")
     }
 
 
-def level(name: str) -> int:
+def floor(name: str) -> int:
     parts = name.split(".")
-    for candidate in (".".join(parts[:length]) for length in range(len(parts), 0, -1)):
-        for index, layer in enumerate(LAYERS):
-            if candidate in layer:
+    for place in (".".join(parts[:length]) for length in range(len(parts), 0, -1)):
+        for index, rooms in enumerate(FLOORS):
+            if place in rooms:
                 return index
-    raise AssertionError(f"{name} has no layer; give it one in this test")
+    raise AssertionError(f"{name} is on no floor; give it one in this test")
 
 
 def within(name: str, places: Iterable[str]) -> bool:
     return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
-def imported(path: Path) -> set[str]:
-    """Modules of the package that a file imports at run time, wherever in the file."""
-    found = set()
-    tree = ast.parse(path.read_text())
-    skipped = {
-        id(child)
-        for node in ast.walk(tree)
+@cache
+def imported(name: str) -> frozenset[str]:
+    """Modules of the package that one imports, wherever in the file, those for types alone among them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(modules()[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"relative import in {name}"
+            assert node.module
+            places = [f"{node.module}.{alias.name}" for alias in node.names]
+            # What is taken out of a package is a module of it, or a name that the package itself has.
+            found |= {place if _known(place) else node.module for place in places}
+    return frozenset(_short(place) for place in found if _known(place))
+
+
+def _known(place: str) -> bool:
+    return place.partition(".")[0] == PACKAGE.name and _short(place) in modules()
+
+
+def _short(place: str) -> str:
+    return place.removeprefix(PACKAGE.name).removeprefix(".") or "__init__"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_arrow_up(name: str) -> None:
+    above = [target for target in imported(name) if floor(target) > floor(name)]
+    assert not above, f"{name} imports {above} from a floor above"
+
+
+def test_no_circle() -> None:
+    try:
+        TopologicalSorter({name: imported(name) for name in modules()}).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' <- '.join(error.args[1])}")
+
+
+def test_imports_for_types_alone_are_read() -> None:
+    hidden = [
+        (name, target)
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         for child in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            # Of a room without a name of its own, only the modules that are named.
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            own = {name.removeprefix("torch_geninit.") for name in inside} - modules().keys()
-            names = [node.module, *inside] if own else inside
-        else:
-            assert not (isinstance(node, ast.ImportFrom) and node.level), f"relative import in {path}"
-            continue
-        found |= {name.removeprefix("torch_geninit.") for name in names if name.startswith("torch_geninit.")}
-    return found & set(modules())
-
-
-def test_arrows_run_one_way() -> None:
-    for name, path in modules().items():
-        for target in imported(path):
-            assert level(target) <= level(name), f"{name} imports {target}, which is above it"
-
-
-def test_no_module_of_training_imports_itself_through_others() -> None:
-    arrows = {name: imported(path) for name, path in modules().items() if name.startswith("training")}
-    for name in arrows:
-        reached, ahead = set(), set(arrows[name])
-        while ahead:
-            reached |= ahead
-            ahead = {target for module in ahead for target in arrows.get(module, ())} - reached
-        assert name not in reached, f"{name} is in a circle of imports"
-
-
-def test_nothing_but_training_imports_training() -> None:
-    for name, path in modules().items():
-        if not name.startswith("training"):
-            assert not any(target.startswith("training") for target in imported(path)), name
+        if isinstance(child, ast.ImportFrom) and (child.module or "").startswith("torch_geninit.")
+        for target in [(child.module or "").removeprefix("torch_geninit.")]
+    ]
+    assert all(any(within(found, [target]) for found in imported(name)) for name, target in hidden)
+    assert "generators.base" in imported("hub.registry")
 
 
 @pytest.mark.parametrize("name", NEVER)
 def test_forbidden_arrows(name: str) -> None:
-    for module, path in modules().items():
+    for module in modules():
         if within(module, [name]):
-            assert not [target for target in imported(path) if within(target, NEVER[name])], module
+            assert not [target for target in imported(module) if within(target, NEVER[name])], module
+
+
+def test_no_public_name_hides_a_module() -> None:
+    import torch_geninit
+
+    for name in modules():
+        if name != "__init__" and not name.endswith("__main__"):
+            importlib.import_module(f"torch_geninit.{name}")
+            found: object = torch_geninit
+            for part in name.split("."):
+                found = getattr(found, part)
+            assert isinstance(found, ModuleType), f"import torch_geninit.{name} gives {found!r}"
+    rooms = {name.split(".")[0] for name in modules()}
+    assert not rooms & set(torch_geninit.__all__)
 
 
 def test_the_face_has_no_logic_and_exports_what_it_imports() -> None:

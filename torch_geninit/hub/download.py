@@ -28,6 +28,32 @@ class HubError(OSError):
 
 
 @dataclass(frozen=True, slots=True)
+class HubOptions:
+    """How a file may be had from the Hub, under the names that its client has for it.
+
+    Attributes:
+        revision: commit of a repository, 40 hex digits; names of the manifest have theirs.
+        cache_dir: Hub cache, if not the usual one.
+        local_files_only: never use the network.
+        token: for the Hub, as its client takes it.
+    """
+
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    token: str | bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache_dir is not None and not isinstance(self.cache_dir, str | os.PathLike):
+            raise TypeError(f"cache_dir: expected a folder, got {self.cache_dir!r}")
+        if not isinstance(self.local_files_only, bool):
+            raise TypeError(f"local_files_only: expected True or False, got {self.local_files_only!r}")
+
+
+DEFAULT_OPTIONS = HubOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """A file in a Hub repository at one commit, with its expected content where that is known."""
 
@@ -38,23 +64,14 @@ class Source:
     size: int | None = None
 
 
-def fetch(
-    source: Source,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-    looked: tuple[str, ...] = (),
-) -> Path:
+def fetch(source: Source, options: HubOptions = DEFAULT_OPTIONS, *, looked: tuple[str, ...] = ()) -> Path:
     """Return the cached file of ``source``, downloading it first if it is not there or is damaged.
 
     A sound cached file costs no request and no write, so a read-only cache serves.
 
     Args:
         source: file to fetch.
-        cache_dir: Hub cache, if not the usual one.
-        local_files_only: never use the network.
-        token: for the Hub, as its client takes it.
+        options: how it may be had; the revision is the source's.
         looked: places where it was looked for before, for the error.
 
     Raises:
@@ -64,24 +81,24 @@ def fetch(
 
     damage = None
     try:
-        cached = cached_file(source, cache_dir)
+        cached = cached_file(source, options.cache_dir)
         damage = problem(cached, source) if cached else None
         if cached and not damage:
             return cached
-        if local_files_only:
+        if options.local_files_only:
             raise errors.OfflineModeIsEnabled("local_files_only=True forbids to download it")
-        _ask(source, token)
+        _ask(source, options.token)
         if damage and cached and not cached.is_symlink():
             # Where a cache has no symbolic links, the client would leave this very file in place.
             cached.unlink()
-        path = _download(source, cache_dir, token, force=damage is not None)
+        path = _download(source, options.cache_dir, options.token, force=damage is not None)
         if difference := problem(path, source):
             raise OSError(f"what the Hub sent is not what the manifest names: {difference}")
         return path
     except _errors() as error:
         state = f"there, but {damage}" if damage else "not there"
-        places = (*looked, f"the Hub's cache {_cache(cache_dir)} ({state})")
-        raise HubError(_message(source, error, places, cache_dir)) from error
+        places = (*looked, f"the Hub's cache {_cache(options.cache_dir)} ({state})")
+        raise HubError(_message(source, error, places, options.cache_dir)) from error
 
 
 def pinned(source: Source, *, token: str | bool | None = None) -> Source:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch_geninit._utils.tables import Table
 from torch_geninit.hub import manifest
-from torch_geninit.hub.download import HubError, Source, cached_file, fetch, problem, sha256
+from torch_geninit.hub.download import (
+    DEFAULT_OPTIONS,
+    HubError,
+    HubOptions,
+    Source,
+    cached_file,
+    fetch,
+    problem,
+    sha256,
+)
 
 __all__ = ["HubError", "Pretrained", "PretrainedList", "list_pretrained", "load", "locate"]
 
@@ -134,13 +143,15 @@ def load(
         >>> generator = load("ghn-cifar10")  # doctest: +SKIP
         >>> models = [ghn_(make(), pretrained=generator) for make in makers]  # doctest: +SKIP
     """
+    return resolve(name_or_path, HubOptions(revision, cache_dir, local_files_only, token))
+
+
+def resolve(name_or_path: str | os.PathLike[str] | WeightGenerator, options: HubOptions) -> WeightGenerator:
+    """Load a generator, as :func:`load`."""
     from torch_geninit.generators.base import WeightGenerator
     from torch_geninit.hub import file
 
-    if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):
-        raise TypeError(f"cache_dir: expected a folder, got {cache_dir!r}")
-    if not isinstance(local_files_only, bool):
-        raise TypeError(f"local_files_only: expected True or False, got {local_files_only!r}")
+    revision = options.revision
     if isinstance(name_or_path, WeightGenerator):
         _refuse_revision(revision, "a loaded generator")
         return name_or_path
@@ -157,7 +168,7 @@ def load(
                 "move, and with it the initial weights"
             )
         source = Source(text, revision, f"{text.split('/')[1]}.safetensors")
-        path = fetch(source, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+        path = fetch(source, options)
     elif not isinstance(name_or_path, str) or text.endswith(".safetensors") or separators & set(text):
         _refuse_revision(revision, "a path")
         path = Path(text).expanduser()
@@ -168,19 +179,13 @@ def load(
             )
     else:
         _refuse_revision(revision, "a name of the manifest")
-        path = locate(text, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+        path = locate(text, options)
     weights = file.read(path)
     weights.source = text
     return weights
 
 
-def locate(
-    name: str,
-    *,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> Path:
+def locate(name: str, options: HubOptions = DEFAULT_OPTIONS) -> Path:
     """Return the verified local file of a name in the manifest, downloading it if need be.
 
     Raises:
@@ -218,13 +223,7 @@ def locate(
             f"generator {name!r} ships with torch-geninit and is not on the Hub, and its file {shipped} is "
             f"{state}. Install torch-geninit again, or pass the path of the file if you have it elsewhere."
         )
-    return fetch(
-        source,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
-        looked=(f"{shipped} ({state})",),
-    )
+    return fetch(source, options, looked=(f"{shipped} ({state})",))
 
 
 def outlines(
@@ -242,7 +241,7 @@ def outlines(
 
     for entry in list_pretrained(cache_dir=cache_dir):
         if entry.kind == kind and entry.where != "hub":
-            yield entry.name, file.outline(entry.path or locate(entry.name, cache_dir=cache_dir))
+            yield entry.name, file.outline(entry.path or locate(entry.name, HubOptions(cache_dir=cache_dir)))
 
 
 def _source(record: manifest.Record) -> Source | None:

@@ -6,11 +6,13 @@ import re
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from torch_geninit.graph.tracer.clone import unwrap
 from torch_geninit.parameters.dtensor import is_sharded
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -30,6 +32,31 @@ def canonical(name: str) -> str:
 def canonical_module(name: str) -> str:
     """Return a module's name without the parts that wrappers add."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+class ModuleNames:
+    """Where each module of a model stands in it.
+
+    It holds the modules weakly. They stay behind when it is pickled: what is read back knows none.
+    """
+
+    def __init__(self, model: nn.Module | None = None, prefix: str = "") -> None:
+        self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        for name, module in model.named_modules() if model is not None else ():
+            self._names[module] = canonical_module(".".join(filter(None, (prefix, name))))
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._names)
+
+    def __reduce__(self) -> tuple[type[ModuleNames], tuple[()]]:
+        return ModuleNames, ()
+
+    def __deepcopy__(self, memo: object) -> ModuleNames:
+        return self
+
+    def prefix(self, module: nn.Module) -> str:
+        """Return the name of ``module``, wrapped or not; empty if it is unknown, or the model itself."""
+        return self._names.get(module, self._names.get(unwrap(module), ""))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

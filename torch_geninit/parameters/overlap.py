@@ -8,10 +8,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torch_geninit.generators.entry import Entry, Route
 from torch_geninit.parameters.dtensor import is_sharded
+from torch_geninit.parameters.named import Slot
 
 LARGEST_MAP = 2**28
 """Places in memory that are compared one by one, at most."""
@@ -28,6 +30,22 @@ class Overlap(NamedTuple):
     inner: str
     outer: str
     inside: bool
+
+
+def shared_memory(module: nn.Module, slots: Iterable[Slot]) -> list[Overlap]:
+    """Return the overlaps of the parameters of ``module`` with each other and with buffers.
+
+    Tied parameters, which hold exactly the same memory, are one, under the name of the first.
+    """
+    buffers = dict(module.named_buffers())
+    named = [(slot.name, slot.parameter) for slot in slots if slot.first is None]
+    overlaps = find_overlaps([*named, *buffers.items()])
+    return [o for o in overlaps if not (o.inner in buffers and o.outer in buffers)]
+
+
+def follows(entry: Entry | None, outer: str) -> bool:
+    """Whether the parameter of ``entry`` lies inside of ``outer``, and is planned to change with it."""
+    return entry is not None and entry.route is Route.KEPT and entry.tied_to == outer
 
 
 def find_overlaps(tensors: Iterable[tuple[str, Tensor]]) -> list[Overlap]:

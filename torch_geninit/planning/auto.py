@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from torch_geninit._utils.determinism import fixed
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
-from torch_geninit.planning.build import Head, plan_graph
+from torch_geninit.parameters.named import Slot
+from torch_geninit.planning.build import plan_graph
+from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method, Plan
 
 
@@ -18,10 +20,8 @@ def select(
     model: nn.Module,
     method: Method,
     candidates: Iterable[tuple[str, WeightGenerator]],
-    *,
-    example_inputs: Any = None,
-    graph: Architecture | None = None,
-    head: Head = "auto",
+    options: PlanOptions,
+    slots: Sequence[Slot],
 ) -> tuple[str, Architecture | None]:
     """Return the name of the candidate that serves ``model`` best, and the graph it was judged by.
 
@@ -31,31 +31,24 @@ def select(
 
     Args:
         candidates: names and generators of one kind; outlines will do.
-        example_inputs, graph, head: as in :func:`torch_geninit.ghn_`.
+        options: what to read; what is to be filled does not count.
+        slots: the parameters of ``model``.
 
     Raises:
         ValueError: if there are no candidates.
         TraceError: if the architecture can't be read.
     """
     best: tuple[tuple[float, ...], str] | None = None
+    options = replace(options, untrusted="generate", include=None, exclude=None)
     for name, generator in candidates:
-        made = plan_graph(
-            model,
-            method,
-            generator,
-            name,
-            example_inputs=example_inputs,
-            graph=graph,
-            head=head,
-            untrusted="generate",
-        )
-        graph = made.architecture
+        made = plan_graph(model, method, generator, name, options, slots)
+        options = replace(options, graph=made.architecture)
         rank = _rank(made)
         if best is None or rank > best[0]:
             best = rank, name
     if best is None:
         raise ValueError(f"no generator for {method}_ is here; list_pretrained() says where they are")
-    return best[1], graph
+    return best[1], options.graph
 
 
 def _rank(made: Plan) -> tuple[float, ...]:

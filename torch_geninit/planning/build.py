@@ -5,37 +5,49 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torch_geninit._utils.determinism import fixed
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.entry import Entry, Layer, Route
-from torch_geninit.graph.architecture import Architecture, ParameterUse
 from torch_geninit.graph.queries import head_nodes
-from torch_geninit.parameters.named import Slot, canonical, canonical_module, survey
-from torch_geninit.planning.convolutions import CONVOLUTIONS, convolutions, may_be_one
-from torch_geninit.planning.filters import NAMED, Patterns, Wishes, read_wishes
+from torch_geninit.parameters.named import ModuleNames, Slot, survey
+from torch_geninit.planning import align
+from torch_geninit.planning.convolutions import convolutions, may_be_one
+from torch_geninit.planning.filters import Patterns, read_wishes
+from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.shared_memory import keep_apart
-
-Head = Literal["auto", "keep", "generate"]
-Untrusted = Literal["keep", "generate"]
+from torch_geninit.planning.skipped import skip_all_kept, skip_included_in_vain
+from torch_geninit.planning.verdict import ask_verdict
 
 OTHER_LAYER = "vae_ draws the weights of torch.nn's convolutions only"
 OTHER_HEAD = "head of other size"
 OTHER_GRAPH = "the graph that was passed doesn't have it: not reached, or of another model"
 
-TELLING: dict[str, tuple[type[nn.Module], ...]] = {
-    **CONVOLUTIONS,
-    "batch_norm": (nn.modules.batchnorm._BatchNorm,),
-    "layer_norm": (nn.LayerNorm,),
-    "group_norm": (nn.GroupNorm,),
-}
-"""Primitives that tell which of torch's layers they came from; a linear one may come from anywhere."""
+
+def plan_model(
+    model: nn.Module,
+    method: Method,
+    pretrained: WeightGenerator,
+    source: str,
+    options: PlanOptions,
+    slots: Sequence[Slot],
+) -> Plan:
+    """Plan as ``method`` does; ``slots`` are the parameters of ``model``."""
+    if method != "vae":
+        return plan_graph(model, method, pretrained, source, options, slots)
+    return plan_layers(
+        model,
+        pretrained,
+        source,
+        name=options.name,
+        include=options.include,
+        exclude=options.exclude,
+        slots=slots,
+    )
 
 
 def plan_layers(
@@ -46,9 +58,10 @@ def plan_layers(
     name: str = "",
     include: Patterns = None,
     exclude: Patterns = None,
+    slots: Sequence[Slot] | None = None,
 ) -> Plan:
-    """Plan for a generator that fills convolutions one by one."""
-    slots = survey(module, name)
+    """Plan for a generator that fills convolutions one by one; ``slots`` are the parameters of ``module``."""
+    slots = survey(module, name) if slots is None else slots
     layers = convolutions(slots)
     wishes = read_wishes(slots, include, exclude)
     rules = wishes.kept
@@ -62,7 +75,7 @@ def plan_layers(
 
     entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, None))
     if not layers and not any(entry.route is Route.SKIPPED for entry in entries):
-        entries = _skip_kept(entries, rules)
+        entries = skip_all_kept(entries, rules)
     entries = keep_apart(entries, slots, module)
     plan = Plan(
         entries=tuple(entries),
@@ -70,9 +83,9 @@ def plan_layers(
         model=type(module).__name__,
         source=source,
         pretrained=pretrained,
-        modules=_modules(module, name),
+        modules=ModuleNames(module, name),
     )
-    return _skip_included_in_vain(_judged(plan), wishes)
+    return skip_included_in_vain(ask_verdict(plan), wishes.asked)
 
 
 def plan_graph(
@@ -80,27 +93,17 @@ def plan_graph(
     method: Method,
     pretrained: WeightGenerator,
     source: str,
-    *,
-    example_inputs: Any = None,
-    graph: Architecture | None = None,
-    head: Head = "auto",
-    untrusted: Untrusted = "keep",
-    include: Patterns = None,
-    exclude: Patterns = None,
+    options: PlanOptions,
+    slots: Sequence[Slot],
 ) -> Plan:
-    """Plan for a generator that reads the graph of a model."""
-    if head not in ("auto", "keep", "generate"):
-        raise ValueError(f"head: expected 'auto', 'keep' or 'generate', got {head!r}")
-    if untrusted not in ("keep", "generate"):
-        raise ValueError(f"untrusted: expected 'keep' or 'generate', got {untrusted!r}")
-    slots = survey(model)
-    wishes = read_wishes(slots, include, exclude)
-    rules = wishes.kept
+    """Plan for a generator that reads the graph of a model; ``slots`` are the parameters of ``model``."""
+    wishes = read_wishes(slots, options.include, options.exclude)
+    rules, graph, head = wishes.kept, options.graph, options.head
     unread = pretrained.unread if graph is None else OTHER_GRAPH
     if graph is None and any(slot.name not in rules for slot in slots):
-        graph = pretrained.trace(model, example_inputs)
+        graph = pretrained.trace(model, options.example_inputs)
     if graph is not None:
-        graph = _fit(graph, slots, type(model).__name__)
+        graph = align.fit(graph, slots, type(model).__name__)
     uses = graph.uses if graph is not None else {}
     classes = len(pretrained.card["classes"])
     heads = head_nodes(graph) if graph is not None else {}
@@ -126,7 +129,7 @@ def plan_graph(
 
     entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, graph))
     if head == "auto" and not rules and all(entry.route is Route.KEPT for entry in entries):
-        entries = _skip_kept(entries, rules)
+        entries = skip_all_kept(entries, rules)
     entries = keep_apart(entries, slots, model)
     plan = Plan(
         entries=tuple(entries),
@@ -135,9 +138,9 @@ def plan_graph(
         model=type(model).__name__,
         source=source,
         pretrained=pretrained,
-        modules=_modules(model),
+        modules=ModuleNames(model),
     )
-    return _skip_included_in_vain(_judged(plan, untrusted), wishes)
+    return skip_included_in_vain(ask_verdict(plan, options.untrusted), wishes.asked)
 
 
 class Decision(NamedTuple):
@@ -198,105 +201,7 @@ def _entries(
     return list(entries.values())
 
 
-def _skip_kept(entries: list[Entry], rules: Mapping[str, str]) -> list[Entry]:
-    """Skip, and so warn about, what is kept by design: otherwise nothing would be done in silence."""
-    return [
-        replace(e, route=Route.SKIPPED) if e.route is Route.KEPT and e.name not in rules else e
-        for e in entries
-    ]
-
-
-def _skip_included_in_vain(plan: Plan, wishes: Wishes) -> Plan:
-    """Skip, and so warn about, what a pattern of include= asks for if nothing that it matches is filled."""
-    kept = {entry.name for entry in plan.kept}
-    in_vain = {name for names in wishes.asked if names <= kept for name in names}
-    if not in_vain:
-        return plan
-    entries = tuple(
-        replace(e, route=Route.SKIPPED, reason=f"{NAMED}{e.reason}") if e.name in in_vain else e
-        for e in plan.entries
-    )
-    return replace(plan, entries=entries)
-
-
 def _tied(entry: Entry, first: Entry) -> Entry:
     if first.route is Route.GENERATED:
         return replace(entry, route=Route.TIED, reason=f"tied to {first.name}")
     return replace(entry, route=first.route, reason=f"tied to {first.name}: {first.reason}")
-
-
-def _judged(plan: Plan, untrusted: Untrusted = "keep") -> Plan:
-    """Ask for the verdict; without trust everything that would be generated is skipped, unless asked for."""
-    if not plan.generated:
-        return plan
-    with fixed():
-        verdict = plan.pretrained.verdict(plan)
-    if verdict.trusted or untrusted == "generate":
-        return replace(plan, verdict=verdict)
-    entries = tuple(
-        replace(entry, route=Route.SKIPPED, reason=f"not trusted: {verdict.reason}")
-        if entry.route in (Route.GENERATED, Route.TIED)
-        else entry
-        for entry in plan.entries
-    )
-    return replace(plan, entries=entries, verdict=verdict)
-
-
-def _modules(module: nn.Module, prefix: str = "") -> WeakKeyDictionary[nn.Module, str]:
-    names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-    for name, part in module.named_modules():
-        names[part] = canonical_module(".".join(filter(None, (prefix, name))))
-    return names
-
-
-def _fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture:
-    """Check a graph against the model's parameters, and make it the graph that a generator reads.
-
-    Parameters get the names they have now: a graph may be older than the model's wrappers (torch.compile,
-    DDP, fully_shard), so canonical names decide. A weight-normalised layer looks like the layer itself.
-    """
-    own = {slot.name: slot for slot in slots}
-    by_canonical: dict[str, Slot] = {}
-    for slot in slots:
-        by_canonical.setdefault(slot.canonical, own[slot.first or slot.name])
-    read: dict[str, Slot] = {}
-    for name, (index, use) in graph.uses.items():
-        found = own.get(name) or by_canonical.get(canonical(name))
-        if found is None:
-            raise ValueError(
-                f"the graph is not of this {model}: it reads {name!r}, a parameter that it doesn't have. "
-                "Trace this model, or leave graph= out"
-            )
-        _compare(found, use, graph.nodes[index].op, model)
-        read[name] = found
-    if all(name == slot.name and slot.norm is None for name, slot in read.items()):
-        return graph
-    nodes = tuple(
-        replace(
-            node,
-            parameters=tuple(
-                replace(use, name=slot.name, role="weight" if slot.norm is not None else use.role)
-                for use in node.parameters
-                if not (slot := read[use.name]).derived
-            ),
-        )
-        for node in graph.nodes
-    )
-    return replace(graph, nodes=nodes)
-
-
-def _compare(slot: Slot, use: ParameterUse, op: str, model: str) -> None:
-    shape = None if is_lazy(slot.parameter) else tuple(slot.parameter.shape)
-    layer = type(slot.owner)
-    if shape == use.shape and (op not in TELLING or isinstance(slot.owner, TELLING[op])):
-        return
-    torchs_own = layer.__module__.startswith("torch.nn.modules.")
-    other = torchs_own and any(isinstance(slot.owner, kinds) for name, kinds in TELLING.items() if name != op)
-    if shape == use.shape and not other:
-        return
-    raise ValueError(
-        f"the graph is not of this {model}: parameter {slot.name!r} differs:\n"
-        f"  expected: {tuple(use.shape)}, read by {op}\n"
-        f"  got:      {shape}, of a {layer.__name__}\n"
-        "Trace this model, or leave graph= out"
-    )

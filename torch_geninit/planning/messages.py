@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from torch_geninit.errors import StrictError
+from torch_geninit.generators.entry import Entry
 from torch_geninit.planning.filters import NAMED
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.entry import Entry
-    from torch_geninit.planning.plan import Plan
-    from torch_geninit.planning.prediction import Unfilled
+from torch_geninit.planning.plan import Plan
+from torch_geninit.planning.prediction import Unfilled
 
 REASONS = 3
 """How many reasons a message spells out."""
@@ -32,6 +30,16 @@ def left_out(plan: Plan, *, unfilled: Unfilled = "keep", strict: bool = False) -
     if unfilled == "reset":
         fate = f"does not generate {counts}, whose modules reset them"
     return f"{plan.method}_ {fate}: {_reasons(plan.skipped)}.\n{_remedy(plan, strict)}"
+
+
+def refuse_left_out(plan: Plan, strict: bool) -> None:
+    """Check the option ``strict``; raise a StrictError with it if anything is skipped."""
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict: expected True or False, got {strict!r}")
+    if strict and (message := left_out(plan, strict=True)) is not None:
+        names = ", ".join(entry.name for entry in plan.skipped[:10])
+        more = ", ..." if len(plan.skipped) > 10 else ""
+        raise StrictError(f"{message}\nThese are {names}{more}; nothing was changed")
 
 
 def _remedy(plan: Plan, strict: bool) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Container, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from numbers import Real
-from typing import Any, Literal, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -20,21 +17,17 @@ from torch_geninit._utils.determinism import fixed
 from torch_geninit._utils.tables import Table
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact
-from torch_geninit.generators.entry import Entry, Route
+from torch_geninit.generators.entry import Entry
 from torch_geninit.generators.request import Request
 from torch_geninit.graph.drawing import Drawing
-from torch_geninit.graph.tracer.clone import unwrap
-from torch_geninit.parameters.dtensor import gathered
-from torch_geninit.parameters.named import Slot, survey
-from torch_geninit.parameters.targets import Targets, find_targets
-from torch_geninit.parameters.write import check_prediction, check_writable
+from torch_geninit.parameters.named import ModuleNames
+from torch_geninit.parameters.targets import PlannedParameters
+from torch_geninit.parameters.write import check_prediction
 from torch_geninit.planning import table
 from torch_geninit.planning.prediction import Prediction, Unfilled, refuse_unfilled
-from torch_geninit.planning.shared_memory import follows, shared_memory
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Method = Literal["vae", "ghn", "noise_ghn"]
-
 
 MAX_NOISE = 1e6
 """Largest noise_scale: far beyond any use, far below what float32 holds."""
@@ -66,23 +59,11 @@ class Plan(Request):
     source: str
     pretrained: WeightGenerator = field(repr=False, compare=False)
     automatic: bool = field(default=False, repr=False, compare=False)
-    modules: WeakKeyDictionary[nn.Module, str] = field(
-        default_factory=WeakKeyDictionary, repr=False, compare=False
-    )
+    modules: ModuleNames = field(default_factory=ModuleNames, repr=False, compare=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the modules it was made from: a plan read back needs ``prefix=`` for parts of a model."""
-        return {name: self.__dict__[name] for name in self.__dataclass_fields__ if name != "modules"}
-
-    def __copy__(self) -> Plan:
-        return replace(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        state = deepcopy(self.__getstate__(), memo)
-        return replace(self, **state)
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__dict__.update(state, modules=WeakKeyDictionary())
+    @property
+    def _title(self) -> str:
+        return f"{self.method}_ on {self.model}"
 
     @cached_property
     def graph(self) -> Drawing | None:
@@ -94,7 +75,7 @@ class Plan(Request):
         if self.architecture is None:
             return None
         routes = {entry.name: (entry.route.value, entry.reason) for entry in self.entries}
-        return Drawing.of(self.architecture, routes, f"{self.method}_ on {self.model}, {self.source}")
+        return Drawing.of(self.architecture, routes, f"{self._title}, {self.source}")
 
     def predict(self, *, seed: int | None = None, noise_scale: float = 1.0) -> Prediction:
         """Ask the generator for compact predictions; nothing is written.
@@ -136,7 +117,7 @@ class Plan(Request):
                             "it said it would; it is broken, and nothing was changed"
                         )
                     check_prediction(compact[entry.name], entry.name, entry.shape)
-        return Prediction(self, compact)
+        return self._prediction(compact)
 
     def write_(
         self,
@@ -171,80 +152,21 @@ class Plan(Request):
         Warns:
             GenInitWarning: if loaded weights were kept in a whole model, outside of transformers' own pass.
         """
-        targets = self.match(module, prefix, keep_loaded=True)
+        targets = self.parameters.match(module, prefix)
         refuse_unfilled(unfilled, targets.left)
         if not targets.filled and unfilled == "keep":
-            return Prediction(self, {}).apply(module, targets, unfilled)
-        return self.predict(seed=seed, noise_scale=noise_scale).apply(module, targets, unfilled)
+            prediction = self._prediction({})
+        else:
+            prediction = self.predict(seed=seed, noise_scale=noise_scale)
+        return prediction.fill(module, targets, unfilled)
 
-    def match(self, module: nn.Module, prefix: str | None = None, *, keep_loaded: bool = False) -> Targets:
-        """Find the parameters of ``module`` that this plan fills, and check that they can be written.
-
-        With ``keep_loaded`` those that transformers loaded from a checkpoint are neither filled nor left.
-        """
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
-        if prefix is None:
-            prefix = self.modules.get(module, self.modules.get(unwrap(module), ""))
-        slots = survey(module, prefix)
-        unknown = [slot.name for slot in slots if slot.key not in self._by_key]
-        if unknown:
-            where = f" below {prefix!r}" if prefix else ""
-            raise ValueError(
-                f"{len(unknown)} parameters of {type(module).__name__}, first {unknown[0]!r}, are not in the "
-                f"plan for {self.model}{where}. Plan for this model, or say with prefix= which part this is"
-            )
-        for slot in slots:
-            entry = self._by_key[slot.key]
-            if tuple(slot.parameter.shape) != entry.shape:
-                raise ValueError(
-                    f"parameter {slot.name!r} of {type(module).__name__} has another shape than planned:\n"
-                    f"  expected: {entry.shape}\n"
-                    f"  got:      {tuple(slot.parameter.shape)}\n"
-                    "Plan again after changing a model"
-                )
-        targets = find_targets(
-            slots,
-            self._sources,
-            keep_loaded=keep_loaded,
-            gathered=gathered(chain(module.modules(), self.modules)),
-            whole=not prefix,
-        )
-        frozen = [slot.name for slot, _ in targets.filled.values() if not slot.parameter.requires_grad]
-        if frozen:
-            raise ValueError(
-                f"{len(frozen)} parameters of {type(module).__name__}, first {frozen[0]!r}, were frozen "
-                "after the plan was made: expected requires_grad=True, got False. Plan again after changing "
-                "a model"
-            )
-        written = {id(parameter) for parameter in targets.written()}
-        self._refuse_new_overlaps(module, slots, written)
-        check_writable([slot for slot in slots if id(slot.parameter) in written], targets.gathered)
-        return targets
-
-    def _refuse_new_overlaps(self, module: nn.Module, slots: Sequence[Slot], written: Container[int]) -> None:
-        entries = {slot.name: self._by_key[slot.key] for slot in slots}
-        filled = {slot.name for slot in slots if id(slot.parameter) in written}
-        for inner, outer, _ in shared_memory(module, slots):
-            if not filled & {inner, outer}:
-                continue
-            if inner not in filled and outer in entries and follows(entries.get(inner), entries[outer].name):
-                continue
-            raise ValueError(
-                f"{inner!r} and {outer!r} of {type(module).__name__} share memory, and writing to one would "
-                "change the other: expected memory of their own, as when the plan was made. Plan again after "
-                "changing a model"
-            )
+    def _prediction(self, compact: Mapping[str, Compact]) -> Prediction:
+        return Prediction(self.parameters, self.method, self.source, compact)
 
     @cached_property
-    def _by_key(self) -> Mapping[tuple[str, str], Entry]:
-        return {(entry.canonical, entry.part): entry for entry in self.entries}
-
-    @cached_property
-    def _sources(self) -> Mapping[tuple[str, str], str]:
-        """Name the prediction that fills each parameter which is generated, or tied to one that is."""
-        routes = (Route.GENERATED, Route.TIED)
-        return {(e.canonical, e.part): e.tied_to or e.name for e in self.entries if e.route in routes}
+    def parameters(self) -> PlannedParameters:
+        """The model's parameters as they were planned, to be found again in it or in a part of it."""
+        return PlannedParameters(self.model, self.entries, self.modules)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -280,10 +202,10 @@ class Plan(Request):
 
         It prints as aligned text, and a notebook shows it as HTML; ``repr`` of a plan is its beginning.
         """
-        return table.full(self)
+        return table.full(self, self._title, self.source)
 
     def __repr__(self) -> str:
-        return str(table.short(self))
+        return str(table.short(self, self._title, self.source))
 
     def _repr_html_(self) -> str:
-        return table.short(self)._repr_html_()
+        return table.short(self, self._title, self.source)._repr_html_()

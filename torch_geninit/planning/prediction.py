@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, TypeVar
-from warnings import warn
+from typing import Literal, TypeVar
 
 from torch import nn
 
-from torch_geninit.errors import GenInitWarning, StrictError
+from torch_geninit.errors import StrictError, warn_caller
+from torch_geninit.generators.compact import Compact
 from torch_geninit.parameters import transformers
 from torch_geninit.parameters.named import Slot
 from torch_geninit.parameters.reset import stale_buffers, to_reset
-from torch_geninit.parameters.targets import Targets
+from torch_geninit.parameters.targets import PlannedParameters, Targets
 from torch_geninit.parameters.write import Assignment, check_writable, write
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.compact import Compact
-    from torch_geninit.planning.plan import Plan
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Unfilled = Literal["keep", "reset", "error"]
@@ -30,56 +26,49 @@ class Prediction:
     """A generator's compact predictions for a plan, expanded as they are written.
 
     Attributes:
-        plan: what was predicted for.
+        parameters: what was predicted for.
+        method: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
+        source: name of the generator, as it was given.
         compact: entry's name -> its prediction.
     """
 
-    plan: Plan
+    parameters: PlannedParameters
+    method: str
+    source: str
     compact: Mapping[str, Compact]
 
     def __repr__(self) -> str:
-        return f"Prediction of {len(self.compact)} parameters of {self.plan.model} by {self.plan.source}"
+        return f"Prediction of {len(self.compact)} parameters of {self.parameters.model} by {self.source}"
 
     def write_(self, module: ModuleT, *, prefix: str | None = None, unfilled: Unfilled = "keep") -> ModuleT:
         """Fill ``module``, the planned model or a part of it, in place; as :meth:`Plan.write_`."""
-        return self.apply(module, self.plan.match(module, prefix, keep_loaded=True), unfilled)
-
-    def apply(self, module: ModuleT, targets: Targets, unfilled: Unfilled) -> ModuleT:
-        """Write to parameters that were matched before, and mark them where transformers reads marks."""
-        self._warn_of_loaded(module, targets)
-        self.fill(module, targets, unfilled)
-        if transformers.reads_marks(chain((module,), self.plan.modules)):
-            transformers.mark(targets.written())
-        return module
+        targets = self.parameters.match(module, prefix)
+        refuse_unfilled(unfilled, targets.left)
+        return self.fill(module, targets, unfilled)
 
     def fill(self, module: ModuleT, targets: Targets, unfilled: Unfilled) -> ModuleT:
-        """Write to parameters that were matched before."""
-        refuse_unfilled(unfilled, targets.left)
+        """Write to ``targets``, parameters of ``module`` that :func:`refuse_unfilled` lets pass."""
+        if targets.loaded and targets.whole and transformers.pass_is_over(module):
+            warn_caller(
+                f"write_ keeps {len(targets.loaded)} parameters of {self.parameters.model} that were loaded "
+                f"from a checkpoint, first {targets.loaded[0].name!r}; {self.method}_ writes to all"
+            )
         resets: list[nn.Module] = []
         if unfilled == "reset":
             check_writable(targets.left, targets.gathered)
             resets = to_reset(module, targets.left)
             if stale := stale_buffers(module):
-                warn(
+                warn_caller(
                     f"unfilled='reset' leaves {len(stale)} buffers as they are, whose modules have no "
-                    f"reset_parameters(): {', '.join(stale[:4])}{', ...' if len(stale) > 4 else ''}",
-                    GenInitWarning,
-                    stacklevel=4,
+                    f"reset_parameters(): {', '.join(stale[:4])}{', ...' if len(stale) > 4 else ''}"
                 )
         write(
             [Assignment(slot, self.compact[entry]) for slot, entry in targets.filled.values()],
             resets,
         )
+        if targets.keeps_loaded and transformers.reads_marks(chain((module,), self.parameters.modules)):
+            transformers.mark(targets.written())
         return module
-
-    def _warn_of_loaded(self, module: nn.Module, targets: Targets) -> None:
-        if targets.loaded and targets.whole and transformers.pass_is_over(module):
-            warn(
-                f"write_ keeps {len(targets.loaded)} parameters of {self.plan.model} that were loaded from a "
-                f"checkpoint, first {targets.loaded[0].name!r}; {self.plan.method}_ writes to all",
-                GenInitWarning,
-                stacklevel=4,
-            )
 
 
 def refuse_unfilled(unfilled: Unfilled, left: Sequence[Slot]) -> None:

@@ -9,20 +9,9 @@ from torch import nn
 
 from torch_geninit.generators.entry import Entry, Route
 from torch_geninit.parameters.named import Slot
-from torch_geninit.parameters.overlap import Overlap, find_overlaps
+from torch_geninit.parameters.overlap import Overlap, follows, shared_memory
 
 FILLED = (Route.GENERATED, Route.TIED)
-
-
-def shared_memory(module: nn.Module, slots: Iterable[Slot]) -> list[Overlap]:
-    """Return the overlaps of the parameters of ``module`` with each other and with buffers.
-
-    Tied parameters, which hold exactly the same memory, are one, under the name of the first.
-    """
-    buffers = dict(module.named_buffers())
-    named = [(slot.name, slot.parameter) for slot in slots if slot.first is None]
-    overlaps = find_overlaps([*named, *buffers.items()])
-    return [o for o in overlaps if not (o.inner in buffers and o.outer in buffers)]
 
 
 def keep_apart(entries: Sequence[Entry], slots: Sequence[Slot], module: nn.Module) -> list[Entry]:
@@ -58,11 +47,6 @@ def _first_conflict(overlaps: Iterable[Overlap], found: dict[str, Entry]) -> lis
             ]
         return changed
     return None
-
-
-def follows(entry: Entry | None, outer: str) -> bool:
-    """Whether the parameter of ``entry`` lies inside of ``outer``, and is planned to change with it."""
-    return entry is not None and entry.route is Route.KEPT and entry.tied_to == outer
 
 
 def _dependents(found: dict[str, Entry], carrier: str) -> list[str]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from torch_geninit._utils.tables import Table
-from torch_geninit.generators.entry import Route
-
-if TYPE_CHECKING:
-    from torch_geninit.generators.entry import Entry
-    from torch_geninit.planning.plan import Plan
+from torch_geninit.generators.entry import Entry, Route
+from torch_geninit.generators.request import Request
 
 HEADER = ("parameter", "shape", "route", "He std", "source or reason")
 MOST_ROWS = 20
@@ -19,21 +15,21 @@ WIDEST = 70
 """Longest reason in a row; the verdict is spelt out above the rows, and entries have it all."""
 
 
-def full(plan: Plan) -> Table:
+def full(plan: Request, title: str, source: str) -> Table:
     """Lay out every parameter of the plan."""
-    return Table(HEADER, [_row(plan, entry) for entry in plan.entries], above=_summary(plan))
+    return Table(HEADER, [_row(entry, source) for entry in plan.entries], above=_summary(plan, title, source))
 
 
-def short(plan: Plan) -> Table:
+def short(plan: Request, title: str, source: str) -> Table:
     """Lay out the first parameters, and say how many more there are."""
-    rows = [_row(plan, entry) for entry in plan.entries[:MOST_ROWS]]
+    rows = [_row(entry, source) for entry in plan.entries[:MOST_ROWS]]
     more = len(plan.entries) - len(rows)
     below = [f"… {more} more: plan.table()"] if more else []
-    return Table(HEADER, rows, above=_summary(plan), below=below)
+    return Table(HEADER, rows, above=_summary(plan, title, source), below=below)
 
 
-def _row(plan: Plan, entry: Entry) -> tuple[str, ...]:
-    reason = entry.reason or plan.source
+def _row(entry: Entry, source: str) -> tuple[str, ...]:
+    reason = entry.reason or source
     return (
         entry.name,
         "x".join(map(str, entry.shape)) or "scalar",
@@ -43,15 +39,15 @@ def _row(plan: Plan, entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _summary(plan: Plan) -> list[str]:
+def _summary(plan: Request, title: str, source: str) -> list[str]:
     parts = []
     for route in Route:
         chosen = [entry for entry in plan.entries if entry.route is route]
         numbers = sum(math.prod(entry.shape) for entry in chosen if entry.tied_to is None)
         if chosen:
             parts.append(f"{len(chosen)} {route.value} ({numbers:,} numbers)")
-    lines = [f"{plan.method}_ on {plan.model}: {', '.join(parts) or 'no parameters'}"]
+    lines = [f"{title}: {', '.join(parts) or 'no parameters'}"]
     if plan.verdict is not None:
         trusted = "trusted" if plan.verdict.trusted else "not trusted"
-        lines.append(f"{plan.source}: {trusted}, {plan.verdict.reason}")
+        lines.append(f"{source}: {trusted}, {plan.verdict.reason}")
     return lines

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import torch_geninit as geninit
-from torch_geninit.initializers import Pretrained
+from torch_geninit.planning.choose import Pretrained
 from torch_geninit.training.arguments import at_least, finite
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import plots

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
-from torch_geninit.initializers import Pretrained
+from torch_geninit.planning.choose import Pretrained
 from torch_geninit.training.data.images import Split
 from torch_geninit.training.loops.classifier import score
 from torch_geninit.training.networks.blocks import Style

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
-from torch_geninit.planning.build import Head
+from torch_geninit.planning.options import Head
 from torch_geninit.training.arguments import at_least, finite, positive, share
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import plots

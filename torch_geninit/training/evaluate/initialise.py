@@ -9,7 +9,7 @@ from torch import nn
 import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.hub import registry
-from torch_geninit.initializers import KINDS
+from torch_geninit.planning.choose import KINDS
 from torch_geninit.planning.plan import Method, Plan
 
 

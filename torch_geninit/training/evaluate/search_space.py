@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torch_geninit.initializers import Pretrained
+from torch_geninit.planning.choose import Pretrained
 from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import heldout, plots

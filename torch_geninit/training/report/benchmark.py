@@ -23,6 +23,7 @@ from torch import nn
 import torch_geninit as geninit
 from torch_geninit._utils.tables import Table
 from torch_geninit.hub import registry
+from torch_geninit.planning.choose import DEFAULTS
 from torch_geninit.training.arguments import at_least
 from torch_geninit.training.networks.resnet import resnet20
 from torch_geninit.training.report import sections
@@ -294,7 +295,7 @@ def main(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore", geninit.GenInitWarning)
     warm_up(options.pretrained)
     automatic = options.pretrained == registry.AUTO
-    one = geninit.initializers.DEFAULTS["ghn"] if automatic else options.pretrained
+    one = DEFAULTS["ghn"] if automatic else options.pretrained
     write: dict[str, Callable[[], str]] = {
         "initialisation": lambda: initialisation(options.pretrained, options.vae, options.repeats),
         "chains": lambda: chains(one, min(options.repeats, 5)),

@@ -30,7 +30,7 @@ import torch_geninit as geninit
 from torch_geninit.generators.entry import Route
 from torch_geninit.graph.tracer.clone import tensors_in
 from torch_geninit.graph.tracer.inputs import guesses
-from torch_geninit.initializers import Pretrained
+from torch_geninit.planning.choose import Pretrained
 from torch_geninit.planning.plan import Plan
 from torch_geninit.training.report import coverage_models as data
 from torch_geninit.training.report import sections
