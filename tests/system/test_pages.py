@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import torch_geninit as geninit
 from torch_geninit.hub import manifest
+from torch_geninit.training.__main__ import build_parser
 from torch_geninit.training.release import model_card
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +42,30 @@ def test_figures_of_the_readme_stand_in_the_results() -> None:
     results = " ".join(page.read_text(encoding="utf-8") for page in (DOCS / "results").glob("*.md"))
     assert len(figures) > 10
     assert figures - set(re.findall(FIGURE, results)) == set()
+
+
+@pytest.mark.parametrize(
+    "page", PROSE + sorted(GENERATED), ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_training_commands_are_such(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = build_parser()
+    for words in training_commands(page.read_text(encoding="utf-8")):
+        try:
+            parser.parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{' '.join(words)}: {capsys.readouterr().err}")
+
+
+def training_commands(text: str) -> Iterator[list[str]]:
+    """Yield the arguments of every training command in a page's shell blocks, those that are spelt out."""
+    for block in re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for name in {"$T", "torch_geninit.training"} & set(words):
+                arguments = words[words.index(name) + 1 :]
+                if arguments[0] != "COMMAND":
+                    # A variable stands for a number.
+                    yield ["0" if word.startswith("$") else word for word in arguments]
 
 
 def test_the_readme_is_short() -> None:

@@ -55,7 +55,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="python -m torch_geninit.training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, text) in COMMANDS.items():
@@ -70,6 +71,11 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--threads", type=at_least(1), help="torch threads")
         command.add_argument("--traceback", action="store_true", help="show where an error was raised")
         command.set_defaults(run_command=code.main)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = build_parser()
     parsed = parser.parse_args(arguments)
     # Every shape of a layer takes some; the usual 1,024 don't hold those of many networks. Read at first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "30000")
