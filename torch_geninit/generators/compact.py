@@ -120,6 +120,7 @@ class Tile(Compact):
 
     @property
     def extents(self) -> Shape:
+        """Extents (R, C, ...) of the tile."""
         return tuple(self.values.shape)
 
     def mirror(self) -> Tile:
@@ -127,12 +128,14 @@ class Tile(Compact):
         return replace(self, values=self.values.flip(-1), mirrored=not self.mirrored)
 
     def finite(self) -> bool:
+        """Return whether the tile, its scale and its modulation are finite."""
         if not (isfinite(self.scale) and isfinite(self.amplitude)):
             return False
         # A finite sum proves finite terms and costs a twentieth of looking at each; an overflow does not.
         return bool(torch.isfinite(self.values.sum())) or bool(torch.isfinite(self.values).all())
 
     def bound(self) -> float:
+        """Return a bound on the magnitude, six standard deviations of the modulation included."""
         if not self.values.numel():
             return 0.0
         # Six standard deviations of the modulation that tells repeated blocks apart.

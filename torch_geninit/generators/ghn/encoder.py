@@ -17,6 +17,7 @@ class MessagePassing(nn.Module):
         self.update = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, h: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Update the states ``h`` (N, width) along E edges and against them; edges are two tensors (E,)."""
         x = self.norm(h)
         forward = _mean_over_edges(x, source, target)
         backward = _mean_over_edges(x, target, source)
@@ -41,6 +42,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, features: NodeFeatures) -> Tensor:
+        """Return the embeddings (N, width) of the nodes."""
         # Primitives newer than this encoder are read as "other", the last of those it knows.
         primitive = features.primitive.clamp(max=self.primitive.num_embeddings - 1)
         h = self.primitive(primitive) + self.project(features.values)

@@ -40,6 +40,7 @@ class NodeFeatures:
     target: Tensor
 
     def to(self, device: torch.device | str) -> NodeFeatures:
+        """Return the same features on ``device``."""
         return NodeFeatures(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 

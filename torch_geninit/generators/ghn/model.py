@@ -113,6 +113,7 @@ class GraphHyperNetwork(WeightGenerator):
 
     @property
     def classes(self) -> int:
+        """Number of classes that a generated classifier tells apart."""
         return self.decoder.classes
 
     def forward(
@@ -175,6 +176,7 @@ class GraphHyperNetwork(WeightGenerator):
         return pieces
 
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
+        """Refuse what the graph does not reach, and kinds of parameters that training did not have."""
         if architecture is None or entry.node is None:
             return "not reached by any operation of the graph"
         node = architecture.nodes[entry.node]
@@ -186,6 +188,7 @@ class GraphHyperNetwork(WeightGenerator):
         return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {named}"
 
     def verdict(self, request: Request) -> Verdict:
+        """Judge by the distance from the training networks, and by the measured ones if the card has any."""
         return judge(request, self.card["trained"], self.classes, self._measured)
 
     @cached_property
@@ -193,6 +196,7 @@ class GraphHyperNetwork(WeightGenerator):
         return MeasuredNetworks(self.card["measured"]) if "measured" in self.card else None
 
     def expectation(self, request: Request) -> Expectation | None:
+        """Ask the measured networks of the card; None without them, or for a network that was not judged."""
         if self._measured is None or request.verdict is None:
             return None
         distance = request.verdict.distance
@@ -202,6 +206,20 @@ class GraphHyperNetwork(WeightGenerator):
     def predict(
         self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
     ) -> dict[str, Tile]:
+        """Predict a tile for every entry to generate.
+
+        Args:
+            request: with the graph of the network.
+            seed: of the noise. Without one, or without noise in the decoder, there is no noise.
+            noise_scale: standard deviation of the noise; 0 gives one fixed network.
+
+        Returns:
+            Tiles by parameter name; a tile's first two extents are the decoder's or less, the others the
+            parameter's own.
+
+        Raises:
+            ValueError: if the request has no graph, or ``kernel_scale`` is not a positive number.
+        """
         architecture = request.architecture
         if architecture is None:
             raise ValueError("a graph hypernetwork needs the graph of the network; the plan has none")

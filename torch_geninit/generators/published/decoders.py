@@ -171,6 +171,7 @@ class VectorDecoder(nn.Module):
         self.fc = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 2 * length))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the pair (..., 2, length) of weight and bias for embeddings (..., width)."""
         pair: Tensor = self.fc(x).unflatten(-1, (2, -1))
         return pair
 

@@ -1,6 +1,6 @@
-"""From node features to node embeddings: a network a node (MLP), gated graph network (GHN-1 and 2), graph
-transformer (GHN-3).
+"""From node features to node embeddings, as the published hypernetworks do it.
 
+There is a network a node (MLP), a gated graph network (GHN-1 and 2), and a graph transformer (GHN-3).
 Modules are nested so that their state dicts carry the originals' tensor names.
 """
 
@@ -36,6 +36,7 @@ class NodeMLP(_Messages):
         super().__init__(width, width)
 
     def forward(self, h: Tensor, d: Tensor) -> Tensor:
+        """Return new states (N, width) from ``h``; the distances ``d`` (N, N) are not used."""
         return F.relu(self.fc(h))
 
 
@@ -58,6 +59,7 @@ class GatedGNN(nn.Module):
         self.gru = nn.GRUCell(width, width)
 
     def forward(self, h: Tensor, d: Tensor) -> Tensor:
+        """Sweep both ways over the states ``h`` (N, width); ``d`` (N, N) holds the distances."""
         h = self._sweep(h, d.T)
         return self._sweep(h, d)
 
@@ -207,6 +209,7 @@ class GraphTransformer(nn.Sequential):
         super().__init__(*(_Layer(width, heads, first=layer == 0) for layer in range(layers)))
 
     def forward(self, x: Tensor, d: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the embeddings (N, width) of the states ``x`` (N, width) and distances ``d`` (N, N)."""
         first: _Layer = self[0]  # type: ignore[assignment]
         x = first.place(x, d)
         bias = first.attn.edge_bias(d)

@@ -68,6 +68,7 @@ class ShapeEncoder(nn.Module):
         self.embed_channel = nn.Embedding(len(self.channels) + 1, width // 4)
 
     def forward(self, shapes: Sequence[Shape | None]) -> Tensor:
+        """Embed N shapes as (N, width); None is a node without parameters."""
         missing = (len(self.channels),) * 2 + (len(self.sides),) * 2
         rows = [
             missing
@@ -86,10 +87,12 @@ class ShapeEncoder(nn.Module):
 
 
 def channel_vocabulary(classes: int) -> list[int]:
+    """Return the numbers of channels that have an embedding of their own, ascending."""
     return sorted({1, 3, classes, *range(8, 64, 8), *range(64, 4096, 16), *range(4096, 8193, 32)})
 
 
 def spatial_vocabulary(kernel: int) -> list[int]:
+    """Return the kernel sides that have an embedding of their own, ascending."""
     return sorted({*range(1, max(12, kernel), 2), 14, 16})
 
 

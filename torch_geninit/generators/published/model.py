@@ -118,6 +118,7 @@ class PublishedGHN(WeightGenerator):
         return read(model, example_inputs, dialect="ghn3" if self.transformer else "ghn2")
 
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
+        """Refuse what its own graph lacks; raise a ValueError for a graph that another generator reads."""
         if architecture is None or entry.name not in architecture.uses:
             return self.unread
         if architecture.nodes[architecture.uses[entry.name][0]].attribute("primitive") is None:
@@ -128,6 +129,7 @@ class PublishedGHN(WeightGenerator):
         return None
 
     def verdict(self, request: Request) -> Verdict:
+        """Trust every network: nothing was published on where these hypernetworks stop being good."""
         return Verdict(True, 0.0, "published hypernetworks say nothing of where they stop being good")
 
     def embeddings(self, architecture: Architecture) -> Tensor:
@@ -143,6 +145,19 @@ class PublishedGHN(WeightGenerator):
     def predict(
         self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
     ) -> dict[str, Tile]:
+        """Predict a tile for every entry to generate, as the original does; ``noise_scale`` is not used.
+
+        Args:
+            request: with the graph that :meth:`trace` returned.
+            seed: of the first row of a table of positions, which the originals draw.
+            noise_scale: not used.
+
+        Returns:
+            Tiles by parameter name, repeated without modulation.
+
+        Raises:
+            ValueError: if the request has no graph.
+        """
         if request.architecture is None:
             raise ValueError("a hypernetwork needs the graph of the network; the plan has none")
         shapes = {entry.name: entry.shape for entry in request.generated}

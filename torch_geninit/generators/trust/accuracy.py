@@ -62,7 +62,9 @@ def describe(architecture: Architecture, distance: float, refused: float, classe
 
 
 class MeasuredNetworks:
-    """Gaussian process over networks whose accuracy was measured (Rasmussen & Williams 2006, chapter 2)::
+    """Gaussian process over networks whose accuracy was measured.
+
+    After Rasmussen & Williams 2006, chapter 2::
 
         accuracy = chance + f(x) + noise,   cov(f(x), f(x')) = s^2 exp(-|x - x'| / l)
 

@@ -72,9 +72,11 @@ class SliceDraws(Compact):
     inputs: int = 1
 
     def finite(self) -> bool:
+        """Return whether all draws will be finite, by :meth:`bound`."""
         return math.isfinite(self.bound())
 
     def bound(self) -> float:
+        """Return a bound on the draws' magnitude, from the decoder's weights."""
         return abs(self.gain) * self.decoder.bound(self.noise_scale)
 
     def slices(self) -> SliceStream:
@@ -217,6 +219,7 @@ class SliceVAEs(WeightGenerator):
         return min(known, key=order, default=None)
 
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
+        """Refuse whatever is no convolution weight, and kernel sizes without a VAE."""
         layer = entry.layer
         if layer is None or entry.role != "weight":
             return "VAEs make weights of convolutions only"
@@ -233,6 +236,7 @@ class SliceVAEs(WeightGenerator):
         return None
 
     def verdict(self, request: Request) -> Verdict:
+        """Trust every network: a layer is drawn without regard to those around it."""
         return Verdict(True, 0.0, "slices are drawn layer by layer, whatever the network around them")
 
     def predict(

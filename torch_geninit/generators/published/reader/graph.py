@@ -21,6 +21,8 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Vertex:
+    """One function of the autograd graph, or a parameter (``leaf``) that it reads."""
+
     label: str
     leaf: Leaf | None = None
     keepdim: bool = False
@@ -39,20 +41,24 @@ class Graph:
         return len(self.vertices)
 
     def append(self, vertex: Vertex) -> int:
+        """Add a vertex without edges and return its index."""
         self.vertices.append(vertex)
         self.after.append(set())
         self.before.append(set())
         return len(self.vertices) - 1
 
     def link(self, source: int, target: int) -> None:
+        """Add the edge from ``source`` to ``target``, if it is not there."""
         self.after[source].add(target)
         self.before[target].add(source)
 
     def unlink(self, source: int, target: int) -> None:
+        """Take the edge from ``source`` to ``target`` out, if it is there."""
         self.after[source].discard(target)
         self.before[target].discard(source)
 
     def edges(self) -> Iterator[tuple[int, int]]:
+        """Yield every edge as (source, target)."""
         return ((source, target) for source, targets in enumerate(self.after) for target in targets)
 
     def bridge(self, index: int) -> None:
@@ -63,6 +69,7 @@ class Graph:
                     self.link(source, target)
 
     def isolate(self, index: int) -> None:
+        """Take out all edges of a vertex."""
         for source in self.before[index]:
             self.after[source].discard(index)
         for target in self.after[index]:
@@ -104,13 +111,16 @@ class Place:
 
     @property
     def label(self) -> str:
+        """Label of the vertex at this place."""
         return self.labels[self.position]
 
     @property
     def vertex(self) -> Vertex:
+        """The vertex at this place."""
         return self.graph.vertices[self.index]
 
     def near(self, offset: int) -> str:
+        """Return the label ``offset`` places on; the list is a ring."""
         return self.labels[(self.position + offset) % len(self.labels)]
 
 
@@ -134,6 +144,7 @@ def prune(graph: Graph, patterns: Iterable[str], keep: Callable[[Place], bool]) 
 
 
 def reachable(neighbours: list[set[int]], start: set[int]) -> set[int]:
+    """Return the vertices that can be reached from ``start``, itself included."""
     seen, pending = set(start), list(start)
     while pending:
         new = neighbours[pending.pop()] - seen

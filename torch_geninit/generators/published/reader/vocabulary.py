@@ -70,6 +70,7 @@ def is_known_leaf(leaf: Leaf) -> bool:
 
 
 def is_norm_bias(leaf: Leaf) -> bool:
+    """Tell whether a parameter is the bias of a norm, by its name and the class of its owner."""
     return ".bias" in f".{leaf.name}" and "norm" in type(leaf.owner).__name__.lower()
 
 
