@@ -40,9 +40,9 @@ def expect(
 
     Args:
         model: any network, on meta too; it is not called.
-        pretrained: as in :func:`ghn_`; of noise hypernetworks nothing was measured.
-        example_inputs, graph: as in :func:`ghn_`.
-        revision, cache_dir, local_files_only, token: as in :func:`ghn_`.
+        pretrained: as in ``ghn_``; of noise hypernetworks nothing was measured.
+        example_inputs, graph: as in ``ghn_``.
+        revision, cache_dir, local_files_only, token: as in ``ghn_``.
 
     Returns:
         Expected accuracy with its 90 % interval, the distance from the training networks, the nearest of the
@@ -51,7 +51,7 @@ def expect(
 
     Raises:
         ValueError: if the generator's file has no measured networks.
-        TraceError, HubError: as :func:`ghn_`.
+        TraceError, HubError: as ``ghn_``.
 
     Examples:
         >>> expect(resnet20()).accuracy                                          # doctest: +SKIP

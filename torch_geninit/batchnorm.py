@@ -22,12 +22,12 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -> ModuleT:
-    r"""Recompute the running statistics of every BatchNorm layer of ``model`` from ``batches``, in place.
+    """Recompute the running statistics of every BatchNorm layer of ``model`` from ``batches``, in place.
 
     Unlike the initialisers this calls the model. Statistics are reset and become plain averages over the N
     batches, whatever the layers' momentum:
 
-    .. math:: \mu = \frac{1}{N} \sum_n \mu_n, \qquad \sigma^2 = \frac{1}{N} \sum_n \hat\sigma^2_n
+        mean = 1/N sum_n mean_n,   variance = 1/N sum_n variance_n
 
     A layer that is called several times for a batch, or not for all of them, averages over its calls. One
     that is never called keeps its statistics, with a warning.
@@ -151,7 +151,7 @@ class _Layer:
         module.__dict__["forward"] = forward
 
     def leave_forward(self) -> None:
-        """Undo :meth:`follow_forward`."""
+        """Undo ``follow_forward``."""
         for name, value in self.__dict__.pop("_replaced", {}).items():
             if name == "forward" and value is None:
                 self.module.__dict__.pop(name, None)

@@ -39,19 +39,19 @@ def vae_(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> ModuleT:
-    r"""Fill the convolutions of ``module`` with kernels that slice VAEs draw, in place.
+    """Fill the convolutions of ``module`` with kernels that slice VAEs draw, in place.
 
     Each k x k slice of a convolution's weight is the decoding of its own latent, by the VAE that was trained
     on slices of layers of that kernel size nearest in relative depth (Harder et al., 2023), depthwise layers
     by one of depthwise layers. A first layer's filters may be drawn whole:
 
-    .. math:: W_{o,i} = \operatorname{decode}(z_{o,i}), \qquad z_{o,i} \sim \mathcal{N}(0, I)
+        W[o, i] = decode(z[o, i]),   z[o, i] ~ N(0, I)
 
     Biases, norms and linear layers keep the values they have.
 
     Args:
         module: a network or a single convolution.
-        pretrained: a name from :func:`list_pretrained`, a path to a .safetensors file, or what :func:`load`
+        pretrained: a name from ``list_pretrained``, a path to a .safetensors file, or what ``load``
             returned.
         generator: random source from which one seed is drawn.
         seed: the seed itself. With neither, one is drawn from torch's global random state, as torch.nn.init
@@ -120,28 +120,28 @@ def ghn_(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> ModuleT:
-    r"""Fill ``model`` with the weights that a graph hypernetwork predicts from its architecture, in place.
+    """Fill ``model`` with the weights that a graph hypernetwork predicts from its architecture, in place.
 
-    .. math:: W = H(\mathcal{A}; \theta)
+        W = H(A; theta)
 
     where A is the graph of the model's operations and theta was trained on many other networks. Nothing is
     random: the same architecture gets the same weights.
 
     A network too far from those the hypernetwork was trained on, or not expected to start surely above
     chance, keeps all its values, with a warning, unless ``untrusted="generate"`` asks for the prediction all
-    the same. Running statistics of BatchNorm are not touched; see :func:`recalibrate_bn_`.
+    the same. Running statistics of BatchNorm are not touched; see ``recalibrate_bn_``.
 
     Args:
         model: any network; it is not called.
-        pretrained: a name from :func:`list_pretrained`, ``"auto"`` for the one that knows the model best
-            among those whose files are here, a path to a .safetensors file, or what :func:`load` returned.
+        pretrained: a name from ``list_pretrained``, ``"auto"`` for the one that knows the model best
+            among those whose files are here, a path to a .safetensors file, or what ``load`` returned.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments to trace with; guessed
             for images and tokens.
-        graph: what :func:`trace` returned for a model with the same parameters, to save tracing again.
+        graph: what ``trace`` returned for a model with the same parameters, to save tracing again.
         head: ``"auto"`` generates a classifier with the generator's own number of classes and keeps another;
             ``"keep"`` keeps it; ``"generate"`` raises if it has another number of classes.
         untrusted: what happens to a network too far from those seen in training, or not expected to start
-            surely above chance (:func:`expect`): ``"keep"`` leaves it as it is, ``"generate"`` fills what can
+            surely above chance (``expect``): ``"keep"`` leaves it as it is, ``"generate"`` fills what can
             be filled, which may be worse than random numbers.
         unfilled: what happens to parameters that are not generated, excluded and frozen ones among them.
             ``"keep"``: nothing. ``"reset"``: their modules, and modules with buffers, call
@@ -208,9 +208,9 @@ def noise_ghn_(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> ModuleT:
-    r"""Fill ``model`` with one of many weight sets that a noise hypernetwork predicts, in place.
+    """Fill ``model`` with one of many weight sets that a noise hypernetwork predicts, in place.
 
-    .. math:: W = H(\mathcal{A}, \sigma \varepsilon; \theta), \qquad \varepsilon \sim \mathcal{N}(0, I)
+        W = H(A, sigma * e; theta),   e ~ N(0, I)
 
     Each seed gives another member of an ensemble; the same seed and architecture give the same weights, and
     no global random state is read. If the generator's card says ``mirror``, members of odd seeds have kernels
@@ -221,17 +221,17 @@ def noise_ghn_(
         seed: of the noise.
         noise_scale: sigma; 0 gives every seed the same weights, without mirroring, larger values more
             different members.
-        pretrained, example_inputs, graph, head, untrusted, unfilled, include, exclude, strict, revision,
-            cache_dir, local_files_only, token: as in :func:`ghn_`.
+        pretrained, example_inputs, graph, head, untrusted, unfilled, include, exclude, strict: as in ``ghn_``.
+        revision, cache_dir, local_files_only, token: as in ``ghn_``.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        StrictError, TraceError, ValueError, HubError: as :func:`ghn_`.
+        StrictError, TraceError, ValueError, HubError: as ``ghn_``.
 
     Warns:
-        GenInitWarning: as :func:`ghn_`.
+        GenInitWarning: as ``ghn_``.
 
     Examples:
         >>> members = [noise_ghn_(resnet20(), seed) for seed in range(5)]        # doctest: +SKIP
@@ -276,19 +276,19 @@ def plan(
     """Say for every parameter of ``model`` what an initialiser would do with it, and why; write nothing.
 
     Works on the meta device. The initialiser called with the same arguments does what the plan says, or
-    raises if the memory of a parameter can't be written. Seeds and noise belong to :meth:`Plan.write_`.
+    raises if the memory of a parameter can't be written. Seeds and noise belong to ``Plan.write_``.
 
     Args:
         model: any network; it is not called.
         method: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
         pretrained: as the initialiser's; by default its own.
-        example_inputs, graph, head, untrusted: as in :func:`ghn_`; ``"vae"`` has no use for them.
-        name: as in :func:`vae_`.
+        example_inputs, graph, head, untrusted: as in ``ghn_``; ``"vae"`` has no use for them.
+        name: as in ``vae_``.
         include, exclude: as the initialiser's.
         revision, cache_dir, local_files_only, token: as the initialiser's.
 
     Returns:
-        The plan; print it, or apply it with :meth:`Plan.write_`.
+        The plan; print it, or apply it with ``Plan.write_``.
 
     Raises:
         TraceError, ValueError, HubError: as the initialiser.

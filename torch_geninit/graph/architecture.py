@@ -39,7 +39,7 @@ class Node:
     """One primitive operation.
 
     Attributes:
-        op: name of the primitive, one of :data:`torch_geninit.graph.vocabulary.PRIMITIVES`.
+        op: name of the primitive, one of ``torch_geninit.graph.vocabulary.PRIMITIVES``.
         shape: shape of the output, batch dimension first; empty where an operation returns no tensor.
         parameters: parameters that the operation reads, in a fixed order of roles.
         attributes: sorted (key, value) pairs; a convolution has ``kernel_size``, ``stride``, ``padding``,
@@ -92,7 +92,7 @@ class Architecture:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def to_json(self) -> str:
-        """Serialise; :meth:`from_json` gives an equal architecture back."""
+        """Serialise; ``from_json`` gives an equal architecture back."""
         return json.dumps(
             {
                 "vocabulary": self.vocabulary,
@@ -105,7 +105,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Architecture:
-        """Read what :meth:`to_json` wrote.
+        """Read what ``to_json`` wrote.
 
         Raises:
             ValueError: says what is wrong with anything else.

@@ -91,7 +91,7 @@ def list_pretrained(*, cache_dir: str | os.PathLike[str] | None = None) -> Pretr
         cache_dir: the Hub cache to look into, if not the usual one.
 
     Returns:
-        A list of :class:`Pretrained` that prints as a table.
+        A list of ``Pretrained`` that prints as a table.
 
     Examples:
         >>> for entry in list_pretrained():
@@ -126,7 +126,7 @@ def load(
     verified wherever it is found. Of a path, and of a repository, the structure alone is checked.
 
     Args:
-        name_or_path: a name out of :func:`list_pretrained`; the path of a .safetensors file (a string is a
+        name_or_path: a name out of ``list_pretrained``; the path of a .safetensors file (a string is a
             path if it ends in ``.safetensors`` or has a separator); a Hub repository ``owner/name``, which
             holds ``name.safetensors``, together with ``revision``; or a loaded generator, returned as it is.
         revision: commit of a repository, 40 hex digits. Names of the manifest have theirs.
@@ -147,7 +147,7 @@ def load(
 
 
 def resolve(name_or_path: str | os.PathLike[str] | WeightGenerator, options: HubOptions) -> WeightGenerator:
-    """Load a generator, as :func:`load`."""
+    """Load a generator, as ``load``."""
     from torch_geninit.generators.base import WeightGenerator
     from torch_geninit.hub import file
 

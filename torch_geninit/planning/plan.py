@@ -70,7 +70,7 @@ class Plan(Request):
         """The architecture, as a drawing with what happens to each parameter; None where there is none.
 
         It prints as Graphviz text. Where Graphviz is installed (extra ``draw``) a notebook shows the picture,
-        and :meth:`~Drawing.svg` returns it. It is an :class:`Architecture` too, as ``graph=`` takes it.
+        and ``svg`` returns it. It is an ``Architecture`` too, as ``graph=`` takes it.
         """
         if self.architecture is None:
             return None
@@ -130,7 +130,7 @@ class Plan(Request):
     ) -> ModuleT:
         """Fill ``module``, the planned model or a part of it, in place, and return it.
 
-        Each call predicts anew: to fill a model part by part, call :meth:`predict` once and its result's
+        Each call predicts anew: to fill a model part by part, call ``predict`` once and its result's
         ``write_`` on each part. The values are the same, bit for bit, as those of the initialiser on
         the whole model.
 
@@ -142,8 +142,8 @@ class Plan(Request):
             module: the model this plan was made from, a part of it, or one with the same parameter names.
             prefix: where ``module`` belongs in the planned model; needed only for a part of another object
                 than the planned one.
-            unfilled: as in :func:`ghn_`.
-            seed, noise_scale: as in :meth:`predict`.
+            unfilled: as in ``ghn_``.
+            seed, noise_scale: as in ``predict``.
 
         Raises:
             ValueError: before anything is changed, if a parameter of ``module`` is not in the plan, has
