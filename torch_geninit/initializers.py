@@ -221,7 +221,7 @@ def noise_ghn_(
         seed: of the noise.
         noise_scale: sigma; 0 gives every seed the same weights, without mirroring, larger values more
             different members.
-        pretrained, example_inputs, graph, head, untrusted, unfilled, include, exclude, strict: as in ``ghn_``.
+        pretrained, example_inputs, graph, head, untrusted, unfilled, include, exclude, strict: as ``ghn_``.
         revision, cache_dir, local_files_only, token: as in ``ghn_``.
 
     Returns:
