@@ -12,7 +12,7 @@ from torch import nn
 from torch_geninit.errors import warn_caller
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.hub.download import HubOptions
-from torch_geninit.parameters.named import Slot, survey
+from torch_geninit.parameters.named import ParameterRef, list_parameters
 from torch_geninit.planning import messages
 from torch_geninit.planning.build import plan_model
 from torch_geninit.planning.choose import DEFAULTS, Pretrained, choose
@@ -313,15 +313,15 @@ def plan(
 
 def _plan(
     model: nn.Module, method: Method, pretrained: Pretrained | None, hub: HubOptions, options: PlanOptions
-) -> tuple[Plan, list[Slot]]:
+) -> tuple[Plan, list[ParameterRef]]:
     """Return the plan, and the model's parameters that it was made from."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     options.check(method)
-    slots = survey(model, options.name)
-    chosen = choose(model, method, pretrained, hub, options, slots)
-    made = plan_model(model, method, chosen.generator, chosen.source, chosen.options, slots)
-    return replace(made, automatic=chosen.automatic), slots
+    refs = list_parameters(model, options.name)
+    chosen = choose(model, method, pretrained, hub, options, refs)
+    made = plan_model(model, method, chosen.generator, chosen.source, chosen.options, refs)
+    return replace(made, automatic=chosen.automatic), refs
 
 
 def _fill(
@@ -337,9 +337,9 @@ def _fill(
     generator: torch.Generator | None = None,
     noise_scale: float = 1.0,
 ) -> ModuleT:
-    made, slots = _plan(module, method, pretrained, hub, options)
+    made, refs = _plan(module, method, pretrained, hub, options)
     messages.refuse_left_out(made, strict)
-    targets = made.parameters.of_planned(module, slots)
+    targets = made.parameters.of_planned(module, refs)
     refuse_unfilled(unfilled, targets.left)
     if generator is not None and made.generated:
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))

@@ -22,7 +22,7 @@ from torch_geninit.generators.trust.accuracy import NUMBERS
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.hub import manifest
 from torch_geninit.hub.file import GeneratorFileError, write
-from torch_geninit.parameters.named import survey
+from torch_geninit.parameters.named import list_parameters
 from torch_geninit.planning.auto import select
 from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method
@@ -107,7 +107,7 @@ CANDIDATES = {
 def select_for(
     model: nn.Module, method: Method, candidates: Iterable[tuple[str, WeightGenerator]], **options: Any
 ) -> tuple[str, Architecture | None]:
-    return select(model, method, candidates, PlanOptions(**options), survey(model))
+    return select(model, method, candidates, PlanOptions(**options), list_parameters(model))
 
 
 @pytest.mark.parametrize("which", CANDIDATES)

@@ -16,7 +16,7 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.entry import Route
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.graph.queries import head_nodes
-from torch_geninit.parameters.named import canonical, survey
+from torch_geninit.parameters.named import canonical, list_parameters
 from torch_geninit.planning import messages
 from torch_geninit.planning.build import OTHER_GRAPH
 
@@ -247,5 +247,5 @@ class TestNames:
         model = Aliased(net())
         nn.utils.parametrizations.weight_norm(model.body[5])
         expected = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        assert sorted(slot.name for slot in survey(model)) == sorted(expected)
+        assert sorted(ref.name for ref in list_parameters(model)) == sorted(expected)
         assert sorted(routes(geninit.plan(model, pretrained=tiny("ghn")))) == sorted(expected)

@@ -73,7 +73,7 @@ class WeightNorm:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Slot:
+class ParameterRef:
     """One parameter of a live module.
 
     Attributes:
@@ -85,7 +85,7 @@ class Slot:
         part: which one, if the attribute is computed from parameters under other names, else empty.
         blocked: why it can't be assigned, if its attribute is computed in a way that can't be undone.
         norm: the pair it belongs to under weight normalisation; v, of W's shape, stands for both.
-        first: name of an earlier slot that holds the same memory (a tied parameter).
+        first: name of an earlier reference that holds the same memory (a tied parameter).
     """
 
     name: str
@@ -109,43 +109,43 @@ class Slot:
         return self.norm is not None and self.parameter is self.norm.g
 
 
-def survey(module: nn.Module, prefix: str = "") -> list[Slot]:
+def list_parameters(module: nn.Module, prefix: str = "") -> list[ParameterRef]:
     """List every parameter of ``module``, tied ones under each of their names, in order of registration.
 
     Two parameters whose canonical names collide (a user's own submodule called ``module``) keep their full
     names
     from the second on: they must not share a noise stream.
     """
-    slots: list[Slot] = []
+    refs: list[ParameterRef] = []
     first: dict[Hashable, str] = {}
     taken: dict[tuple[str, str], Hashable] = {}
-    for slot in _parameters(module, f"{prefix}." if prefix else ""):
-        identity = memory(slot.parameter)
-        if taken.setdefault(slot.key, identity) != identity:
-            slot = replace(slot, canonical=f"{prefix}.{slot.name}" if prefix else slot.name)
-        earlier = first.setdefault(identity, slot.name)
-        slots.append(slot if earlier == slot.name else replace(slot, first=earlier))
-    return _without_tied_norms(slots)
+    for ref in _parameters(module, f"{prefix}." if prefix else ""):
+        identity = memory(ref.parameter)
+        if taken.setdefault(ref.key, identity) != identity:
+            ref = replace(ref, canonical=f"{prefix}.{ref.name}" if prefix else ref.name)
+        earlier = first.setdefault(identity, ref.name)
+        refs.append(ref if earlier == ref.name else replace(ref, first=earlier))
+    return _without_tied_norms(refs)
 
 
-def _without_tied_norms(slots: list[Slot]) -> list[Slot]:
+def _without_tied_norms(refs: list[ParameterRef]) -> list[ParameterRef]:
     """Block weight normalisation whose v is the memory of another parameter: that one is not normalised."""
-    if all(slot.norm is None for slot in slots):
-        return slots
+    if all(ref.norm is None for ref in refs):
+        return refs
     holders: dict[Hashable, set[int]] = {}
-    for slot in slots:
-        holders.setdefault(memory(slot.parameter), set()).add(id(slot.parameter))
-    shared = {id(slot.parameter) for slot in slots if len(holders[memory(slot.parameter)]) > 1}
+    for ref in refs:
+        holders.setdefault(memory(ref.parameter), set()).add(id(ref.parameter))
+    shared = {id(ref.parameter) for ref in refs if len(holders[memory(ref.parameter)]) > 1}
     reason = "weight normalisation of a weight that another layer has, too"
     return [
-        replace(slot, norm=None, blocked=reason)
-        if slot.norm is not None and shared & {id(slot.norm.g), id(slot.norm.v)}
-        else slot
-        for slot in slots
+        replace(ref, norm=None, blocked=reason)
+        if ref.norm is not None and shared & {id(ref.norm.g), id(ref.norm.v)}
+        else ref
+        for ref in refs
     ]
 
 
-def _parameters(module: nn.Module, prefix: str) -> Iterator[Slot]:
+def _parameters(module: nn.Module, prefix: str) -> Iterator[ParameterRef]:
     modules = dict(module.named_modules(remove_duplicate=False))
     for path, owner in modules.items():
         if not owner._parameters:
@@ -157,53 +157,55 @@ def _parameters(module: nn.Module, prefix: str) -> Iterator[Slot]:
                 continue
             name = start + attribute
             full = canonical(prefix + name) if attribute.startswith("original") else stem + attribute
-            slot = Slot(name, full, owner, attribute, parameter)
+            ref = ParameterRef(name, full, owner, attribute, parameter)
             if isinstance(owner, ParametrizationList) and _PARAMETRIZED.search(name):
                 outer, _, leaf = f".{path}".rpartition(".parametrizations.")
-                yield _parametrized(slot, owner, modules[outer[1:]], leaf)
+                yield _parametrized(ref, owner, modules[outer[1:]], leaf)
             elif owner._forward_pre_hooks and attribute.endswith(("_g", "_v", "_orig")):
-                yield _hooked(slot, prefix)
+                yield _hooked(ref, prefix)
             else:
-                yield slot
+                yield ref
 
 
-def _parametrized(slot: Slot, originals: ParametrizationList, owner: nn.Module, attribute: str) -> Slot:
+def _parametrized(
+    ref: ParameterRef, originals: ParametrizationList, owner: nn.Module, attribute: str
+) -> ParameterRef:
     """Tell weight normalisation, which can be undone, from the other parametrizations.
 
     Orthogonal's right_inverse changes buffers and draws random numbers; spectral_norm's result depends on
     buffers that are left alone; of a user's own nothing is known.
     """
-    slot = replace(slot, owner=owner, attribute=attribute, part=slot.attribute)
+    ref = replace(ref, owner=owner, attribute=attribute, part=ref.attribute)
     kinds = [type(part) for part in originals]
     if [(kind.__name__, kind.__module__) for kind in kinds] == [
         ("_WeightNorm", "torch.nn.utils.parametrizations")
-    ] and not is_sharded(slot.parameter):
+    ] and not is_sharded(ref.parameter):
         g, v = originals.original0, originals.original1
-        return replace(slot, norm=WeightNorm(g, v, originals[0].dim))  # type: ignore[arg-type]
+        return replace(ref, norm=WeightNorm(g, v, originals[0].dim))  # type: ignore[arg-type]
     names = ", ".join(kind.__name__.lstrip("_") for kind in kinds)
-    return replace(slot, blocked=f"parametrized by {names}, which can't be assigned without side effects")
+    return replace(ref, blocked=f"parametrized by {names}, which can't be assigned without side effects")
 
 
-def _hooked(slot: Slot, prefix: str) -> Slot:
+def _hooked(ref: ParameterRef, prefix: str) -> ParameterRef:
     """The same for the older weight_norm, spectral_norm and prune, which recompute in a forward hook."""
-    hooks: Iterable[Any] = slot.owner._forward_pre_hooks.values()
+    hooks: Iterable[Any] = ref.owner._forward_pre_hooks.values()
     for hook in hooks:
         kind = type(hook)
         name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
         if not kind.__module__.startswith("torch.nn.utils.") or not name:
             continue
-        if slot.attribute not in (f"{name}_g", f"{name}_v", f"{name}_orig"):
+        if ref.attribute not in (f"{name}_g", f"{name}_v", f"{name}_orig"):
             continue
-        path = slot.name.rpartition(".")[0]
+        path = ref.name.rpartition(".")[0]
         full = canonical(f"{prefix}{path}.{name}" if path else f"{prefix}{name}")
-        slot = replace(slot, canonical=full, part=slot.attribute, attribute=name)
-        if kind.__name__ == "WeightNorm" and not is_sharded(slot.parameter):
-            g, v = (getattr(slot.owner, f"{name}_{letter}") for letter in "gv")
-            return replace(slot, norm=WeightNorm(g, v, hook.dim))
+        ref = replace(ref, canonical=full, part=ref.attribute, attribute=name)
+        if kind.__name__ == "WeightNorm" and not is_sharded(ref.parameter):
+            g, v = (getattr(ref.owner, f"{name}_{letter}") for letter in "gv")
+            return replace(ref, norm=WeightNorm(g, v, hook.dim))
         return replace(
-            slot, blocked=f"computed by {kind.__name__}, which can't be assigned without side effects"
+            ref, blocked=f"computed by {kind.__name__}, which can't be assigned without side effects"
         )
-    return slot
+    return ref
 
 
 def memory(parameter: Tensor) -> Hashable:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_geninit.generators.entry import Entry, Route
 from torch_geninit.parameters.dtensor import is_sharded
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 
 LARGEST_MAP = 2**28
 """Places in memory that are compared one by one, at most."""
@@ -32,13 +32,13 @@ class Overlap(NamedTuple):
     inside: bool
 
 
-def shared_memory(module: nn.Module, slots: Iterable[Slot]) -> list[Overlap]:
+def shared_memory(module: nn.Module, refs: Iterable[ParameterRef]) -> list[Overlap]:
     """Return the overlaps of the parameters of ``module`` with each other and with buffers.
 
     Tied parameters, which hold exactly the same memory, are one, under the name of the first.
     """
     buffers = dict(module.named_buffers())
-    named = [(slot.name, slot.parameter) for slot in slots if slot.first is None]
+    named = [(ref.name, ref.parameter) for ref in refs if ref.first is None]
     overlaps = find_overlaps([*named, *buffers.items()])
     return [o for o in overlaps if not (o.inner in buffers and o.outer in buffers)]
 

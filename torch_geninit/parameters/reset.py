@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch_geninit.graph.tracer.clone import clone_structure
 from torch_geninit.graph.tracer.copying import Copier
 from torch_geninit.parameters.dtensor import is_sharded, local_indices, take_part
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 from torch_geninit.parameters.transformers import is_loaded
 
 
-def to_reset(module: nn.Module, left: Sequence[Slot]) -> list[nn.Module]:
+def to_reset(module: nn.Module, left: Sequence[ParameterRef]) -> list[nn.Module]:
     """List, children first, the modules whose reset_parameters gives values to what is not generated.
 
     Those are the owners of the parameters ``left``, and every module with buffers that can reset them:
@@ -27,10 +27,10 @@ def to_reset(module: nn.Module, left: Sequence[Slot]) -> list[nn.Module]:
         ValueError: names a parameter whose module can't reset it, a buffer without data, or a weight loaded
             from a checkpoint that a reset would destroy.
     """
-    owners: dict[int, Slot] = {}
-    for slot in left:
-        if slot.part or id(slot.owner) not in owners:
-            owners[id(slot.owner)] = slot
+    owners: dict[int, ParameterRef] = {}
+    for ref in left:
+        if ref.part or id(ref.owner) not in owners:
+            owners[id(ref.owner)] = ref
     modules: list[nn.Module] = []
     for part in _children_first(module):
         owned = owners.get(id(part))

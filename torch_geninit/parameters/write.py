@@ -13,7 +13,7 @@ from torch_geninit._utils import interrupts
 from torch_geninit._utils.determinism import fixed
 from torch_geninit.generators.compact import Compact, runs
 from torch_geninit.parameters.dtensor import Indices, is_sharded, local_indices
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 from torch_geninit.parameters.reset import reset
 
 WRITABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -28,26 +28,26 @@ GATHERED = (
 class Assignment:
     """A parameter of a live module and the prediction that fills it."""
 
-    slot: Slot
+    ref: ParameterRef
     compact: Compact
 
 
-def check_writable(slots: Sequence[Slot], gathered: Container[int] = ()) -> None:
+def check_writable(refs: Sequence[ParameterRef], gathered: Container[int] = ()) -> None:
     """Refuse parameters that hold no values, or not of a floating type that can be copied into.
 
     Args:
-        slots: the parameters.
+        refs: the parameters.
         gathered: ids of those that only stand in for a shard, as :func:`dtensor.gathered` finds them.
 
     Raises:
         ValueError: names the first of them, what was expected and what to do.
     """
-    for slot in slots:
-        problem = GATHERED if id(slot.parameter) in gathered else _unwritable(slot.parameter)
+    for ref in refs:
+        problem = GATHERED if id(ref.parameter) in gathered else _unwritable(ref.parameter)
         if problem is not None:
             got, remedy = problem
             raise ValueError(
-                f"parameter {slot.name!r} can't be written:\n"
+                f"parameter {ref.name!r} can't be written:\n"
                 "  expected: a materialised float64, float32, float16 or bfloat16 tensor\n"
                 f"  got:      {got}\n"
                 f"{remedy}; nothing was changed"
@@ -116,12 +116,12 @@ def check_prediction(compact: Compact, name: str, shape: Sequence[int]) -> None:
 
 
 def _check_range(assignment: Assignment) -> None:
-    if assignment.slot.parameter.dtype != torch.float16:
+    if assignment.ref.parameter.dtype != torch.float16:
         return
     largest, limit = assignment.compact.bound(), torch.finfo(torch.float16).max
     if largest > limit:
         raise ValueError(
-            f"the prediction for {assignment.slot.name!r} doesn't fit its float16:\n"
+            f"the prediction for {assignment.ref.name!r} doesn't fit its float16:\n"
             f"  expected: at most {limit:.0f}\n"
             f"  got:      {largest:.3g}\n"
             "Initialise in float32 or bfloat16; nothing was changed"
@@ -141,18 +141,18 @@ def write(assignments: Sequence[Assignment], resets: Sequence[nn.Module] = ()) -
     with interrupts.deferred():
         reset(resets)
         with fixed():
-            jobs = [(a, _indices(a.slot.parameter)) for a in assignments]
+            jobs = [(a, _indices(a.ref.parameter)) for a in assignments]
             for assignment, indices in jobs:
                 _copy(assignment, indices)
 
 
 def _copy(assignment: Assignment, indices: Indices | None) -> None:
-    slot, compact = assignment.slot, assignment.compact
-    target: Tensor = slot.parameter
-    if slot.norm is not None:
-        g, v = slot.norm.split(compact.expand())
-        _plain(slot.norm.g).copy_(g)
-        _plain(slot.norm.v).copy_(v)
+    ref, compact = assignment.ref, assignment.compact
+    target: Tensor = ref.parameter
+    if ref.norm is not None:
+        g, v = ref.norm.split(compact.expand())
+        _plain(ref.norm.g).copy_(g)
+        _plain(ref.norm.v).copy_(v)
     elif is_sharded(target):
         if indices is not None:
             write_part(compact, indices, _local(target))

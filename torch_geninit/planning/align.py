@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_geninit.graph.architecture import Architecture, ParameterUse
-from torch_geninit.parameters.named import Slot, canonical
+from torch_geninit.parameters.named import ParameterRef, canonical
 from torch_geninit.planning.convolutions import CONVOLUTIONS
 
 TELLING: dict[str, tuple[type[nn.Module], ...]] = {
@@ -21,17 +21,17 @@ TELLING: dict[str, tuple[type[nn.Module], ...]] = {
 """Primitives that tell which of torch's layers they came from; a linear one may come from anywhere."""
 
 
-def fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture:
+def fit(graph: Architecture, refs: Sequence[ParameterRef], model: str) -> Architecture:
     """Check a graph against the model's parameters, and make it the graph that a generator reads.
 
     Parameters get the names they have now: a graph may be older than the model's wrappers (torch.compile,
     DDP, fully_shard), so canonical names decide. A weight-normalised layer looks like the layer itself.
     """
-    own = {slot.name: slot for slot in slots}
-    by_canonical: dict[str, Slot] = {}
-    for slot in slots:
-        by_canonical.setdefault(slot.canonical, own[slot.first or slot.name])
-    read: dict[str, Slot] = {}
+    own = {ref.name: ref for ref in refs}
+    by_canonical: dict[str, ParameterRef] = {}
+    for ref in refs:
+        by_canonical.setdefault(ref.canonical, own[ref.first or ref.name])
+    read: dict[str, ParameterRef] = {}
     for name, (index, use) in graph.uses.items():
         found = own.get(name) or by_canonical.get(canonical(name))
         if found is None:
@@ -41,15 +41,15 @@ def fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture:
             )
         compare(found, use, graph.nodes[index].op, model)
         read[name] = found
-    if all(name == slot.name and slot.norm is None for name, slot in read.items()):
+    if all(name == ref.name and ref.norm is None for name, ref in read.items()):
         return graph
     nodes = tuple(
         replace(
             node,
             parameters=tuple(
-                replace(use, name=slot.name, role="weight" if slot.norm is not None else use.role)
+                replace(use, name=ref.name, role="weight" if ref.norm is not None else use.role)
                 for use in node.parameters
-                if not (slot := read[use.name]).derived
+                if not (ref := read[use.name]).derived
             ),
         )
         for node in graph.nodes
@@ -57,18 +57,18 @@ def fit(graph: Architecture, slots: Sequence[Slot], model: str) -> Architecture:
     return replace(graph, nodes=nodes)
 
 
-def compare(slot: Slot, use: ParameterUse, op: str, model: str) -> None:
+def compare(ref: ParameterRef, use: ParameterUse, op: str, model: str) -> None:
     """Raise a ValueError if a parameter differs from the one that a node of the graph reads."""
-    shape = None if is_lazy(slot.parameter) else tuple(slot.parameter.shape)
-    layer = type(slot.owner)
-    if shape == use.shape and (op not in TELLING or isinstance(slot.owner, TELLING[op])):
+    shape = None if is_lazy(ref.parameter) else tuple(ref.parameter.shape)
+    layer = type(ref.owner)
+    if shape == use.shape and (op not in TELLING or isinstance(ref.owner, TELLING[op])):
         return
     torchs_own = layer.__module__.startswith("torch.nn.modules.")
-    other = torchs_own and any(isinstance(slot.owner, kinds) for name, kinds in TELLING.items() if name != op)
+    other = torchs_own and any(isinstance(ref.owner, kinds) for name, kinds in TELLING.items() if name != op)
     if shape == use.shape and not other:
         return
     raise ValueError(
-        f"the graph is not of this {model}: parameter {slot.name!r} differs:\n"
+        f"the graph is not of this {model}: parameter {ref.name!r} differs:\n"
         f"  expected: {tuple(use.shape)}, read by {op}\n"
         f"  got:      {shape}, of a {layer.__name__}\n"
         "Trace this model, or leave graph= out"

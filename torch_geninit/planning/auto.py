@@ -10,7 +10,7 @@ from torch import nn
 from torch_geninit._utils.determinism import fixed
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.graph.architecture import Architecture
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 from torch_geninit.planning.build import plan_graph
 from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method, Plan
@@ -21,7 +21,7 @@ def select(
     method: Method,
     candidates: Iterable[tuple[str, WeightGenerator]],
     options: PlanOptions,
-    slots: Sequence[Slot],
+    refs: Sequence[ParameterRef],
 ) -> tuple[str, Architecture | None]:
     """Return the name of the candidate that serves ``model`` best, and the graph it was judged by.
 
@@ -32,7 +32,7 @@ def select(
     Args:
         candidates: names and generators of one kind; outlines will do.
         options: what to read; what is to be filled does not count.
-        slots: the parameters of ``model``.
+        refs: the parameters of ``model``.
 
     Raises:
         ValueError: if there are no candidates.
@@ -41,7 +41,7 @@ def select(
     best: tuple[tuple[float, ...], str] | None = None
     options = replace(options, untrusted="generate", include=None, exclude=None)
     for name, generator in candidates:
-        made = plan_graph(model, method, generator, name, options, slots)
+        made = plan_graph(model, method, generator, name, options, refs)
         options = replace(options, graph=made.architecture)
         rank = _rank(made)
         if best is None or rank > best[0]:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.entry import Entry, Layer, Route
 from torch_geninit.graph.queries import head_nodes
-from torch_geninit.parameters.named import ModuleNames, Slot, survey
+from torch_geninit.parameters.named import ModuleNames, ParameterRef, list_parameters
 from torch_geninit.planning import align
 from torch_geninit.planning.convolutions import convolutions, may_be_one
 from torch_geninit.planning.filters import Patterns, read_wishes
@@ -34,11 +34,11 @@ def plan_model(
     pretrained: WeightGenerator,
     source: str,
     options: PlanOptions,
-    slots: Sequence[Slot],
+    refs: Sequence[ParameterRef],
 ) -> Plan:
-    """Plan as ``method`` does; ``slots`` are the parameters of ``model``."""
+    """Plan as ``method`` does; ``refs`` are the parameters of ``model``."""
     if method != "vae":
-        return plan_graph(model, method, pretrained, source, options, slots)
+        return plan_graph(model, method, pretrained, source, options, refs)
     return plan_layers(
         model,
         pretrained,
@@ -46,7 +46,7 @@ def plan_model(
         name=options.name,
         include=options.include,
         exclude=options.exclude,
-        slots=slots,
+        refs=refs,
     )
 
 
@@ -58,25 +58,25 @@ def plan_layers(
     name: str = "",
     include: Patterns = None,
     exclude: Patterns = None,
-    slots: Sequence[Slot] | None = None,
+    refs: Sequence[ParameterRef] | None = None,
 ) -> Plan:
-    """Plan for a generator that fills convolutions one by one; ``slots`` are the parameters of ``module``."""
-    slots = survey(module, name) if slots is None else slots
-    layers = convolutions(slots)
-    wishes = read_wishes(slots, include, exclude)
+    """Plan for a generator that fills convolutions one by one; ``refs`` are the parameters of ``module``."""
+    refs = list_parameters(module, name) if refs is None else refs
+    layers = convolutions(refs)
+    wishes = read_wishes(refs, include, exclude)
     rules = wishes.kept
 
-    def decide(slot: Slot) -> Decision:
-        layer = layers.get(id(slot.owner))
-        if layer is None or slot.attribute != "weight":
-            why = may_be_one(slot)
+    def decide(ref: ParameterRef) -> Decision:
+        layer = layers.get(id(ref.owner))
+        if layer is None or ref.attribute != "weight":
+            why = may_be_one(ref)
             return Decision(Route.SKIPPED, why) if why is not None else Decision(Route.KEPT, OTHER_LAYER)
         return Decision(Route.GENERATED, role="weight", layer=layer)
 
-    entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, None))
+    entries = _entries(refs, rules, decide, lambda entry: pretrained.refusal(entry, None))
     if not layers and not any(entry.route is Route.SKIPPED for entry in entries):
         entries = skip_all_kept(entries, rules)
-    entries = keep_apart(entries, slots, module)
+    entries = keep_apart(entries, refs, module)
     plan = Plan(
         entries=tuple(entries),
         method="vae",
@@ -94,30 +94,30 @@ def plan_graph(
     pretrained: WeightGenerator,
     source: str,
     options: PlanOptions,
-    slots: Sequence[Slot],
+    refs: Sequence[ParameterRef],
 ) -> Plan:
-    """Plan for a generator that reads the graph of a model; ``slots`` are the parameters of ``model``."""
-    wishes = read_wishes(slots, options.include, options.exclude)
+    """Plan for a generator that reads the graph of a model; ``refs`` are the parameters of ``model``."""
+    wishes = read_wishes(refs, options.include, options.exclude)
     rules, graph, head = wishes.kept, options.graph, options.head
     unread = pretrained.unread if graph is None else OTHER_GRAPH
-    if graph is None and any(slot.name not in rules for slot in slots):
+    if graph is None and any(ref.name not in rules for ref in refs):
         graph = pretrained.trace(model, options.example_inputs)
     if graph is not None:
-        graph = align.fit(graph, slots, type(model).__name__)
+        graph = align.fit(graph, refs, type(model).__name__)
     uses = graph.uses if graph is not None else {}
     classes = len(pretrained.card["classes"])
     heads = head_nodes(graph) if graph is not None else {}
 
-    def decide(slot: Slot) -> Decision:
-        if slot.name not in uses:
+    def decide(ref: ParameterRef) -> Decision:
+        if ref.name not in uses:
             return Decision(Route.SKIPPED, unread)
-        index, use = uses[slot.name]
+        index, use = uses[ref.name]
         if index in heads:
             if head == "keep":
                 return Decision(Route.KEPT, "head, kept as asked", use.role, index)
             if heads[index] != classes and head == "generate":
                 raise ValueError(
-                    f"head='generate', but the head {slot.name!r} has another size than {source}:\n"
+                    f"head='generate', but the head {ref.name!r} has another size than {source}:\n"
                     f"  expected: {classes} classes\n"
                     f"  got:      {heads[index]} outputs\n"
                     "Use head='auto' to keep it, or a generator for as many classes"
@@ -127,10 +127,10 @@ def plan_graph(
                 return Decision(Route.KEPT, reason, use.role, index)
         return Decision(Route.GENERATED, role=use.role, node=index)
 
-    entries = _entries(slots, rules, decide, lambda entry: pretrained.refusal(entry, graph))
+    entries = _entries(refs, rules, decide, lambda entry: pretrained.refusal(entry, graph))
     if head == "auto" and not rules and all(entry.route is Route.KEPT for entry in entries):
         entries = skip_all_kept(entries, rules)
-    entries = keep_apart(entries, slots, model)
+    entries = keep_apart(entries, refs, model)
     plan = Plan(
         entries=tuple(entries),
         architecture=graph,
@@ -154,30 +154,30 @@ class Decision(NamedTuple):
 
 
 def _entries(
-    slots: Sequence[Slot],
+    refs: Sequence[ParameterRef],
     rules: Mapping[str, str],
-    decide: Callable[[Slot], Decision],
+    decide: Callable[[ParameterRef], Decision],
     refusal: Callable[[Entry], str | None],
 ) -> list[Entry]:
     entries: dict[str, Entry] = {}
-    for slot in slots:
-        p = slot.parameter
+    for ref in refs:
+        p = ref.parameter
         lazy = is_lazy(p)
-        if slot.first is not None or slot.name in rules:
-            decision = Decision(Route.KEPT, rules.get(slot.name, ""))
+        if ref.first is not None or ref.name in rules:
+            decision = Decision(Route.KEPT, rules.get(ref.name, ""))
         elif lazy:
             raise ValueError(
-                f"parameter {slot.name!r} is lazy and has no shape yet. Run the model once on example "
+                f"parameter {ref.name!r} is lazy and has no shape yet. Run the model once on example "
                 "inputs first; nothing was changed"
             )
-        elif slot.blocked:
-            decision = Decision(Route.SKIPPED, slot.blocked)
+        elif ref.blocked:
+            decision = Decision(Route.SKIPPED, ref.blocked)
         else:
-            decision = Decision(Route.KEPT) if slot.derived else decide(slot)
+            decision = Decision(Route.KEPT) if ref.derived else decide(ref)
         shape = () if lazy else tuple(p.shape)
         entry = Entry(
-            name=slot.name,
-            canonical=slot.canonical,
+            name=ref.name,
+            canonical=ref.canonical,
             shape=shape,
             dtype=str(p.dtype).removeprefix("torch."),
             route=decision.route,
@@ -185,19 +185,19 @@ def _entries(
             role=decision.role,
             node=decision.node,
             layer=decision.layer,
-            tied_to=slot.first,
-            fan_in=0 if len(shape) < 2 or slot.derived else math.prod(shape[1:]),
-            part=slot.part,
+            tied_to=ref.first,
+            fan_in=0 if len(shape) < 2 or ref.derived else math.prod(shape[1:]),
+            part=ref.part,
         )
-        if slot.first is not None:
-            entry = _tied(entry, entries[slot.first])
+        if ref.first is not None:
+            entry = _tied(entry, entries[ref.first])
         elif entry.route is Route.GENERATED and (reason := refusal(entry)) is not None:
             entry = replace(entry, route=Route.SKIPPED, reason=reason)
-        entries[slot.name] = entry
-    for slot in slots:
-        if slot.derived and slot.norm is not None and slot.name not in rules:
-            carrier = next(s.name for s in slots if s.parameter is slot.norm.v)
-            entries[slot.name] = replace(_tied(entries[slot.name], entries[carrier]), tied_to=carrier)
+        entries[ref.name] = entry
+    for ref in refs:
+        if ref.derived and ref.norm is not None and ref.name not in rules:
+            carrier = next(s.name for s in refs if s.parameter is ref.norm.v)
+            entries[ref.name] = replace(_tied(entries[ref.name], entries[carrier]), tied_to=carrier)
     return list(entries.values())
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.hub import registry
 from torch_geninit.hub.download import HubOptions
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 from torch_geninit.planning.auto import select
 from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method
@@ -54,7 +54,7 @@ def choose(
     pretrained: Pretrained | None,
     hub: HubOptions,
     options: PlanOptions,
-    slots: Sequence[Slot],
+    refs: Sequence[ParameterRef],
 ) -> Chosen:
     """Find out which generator is meant, and load it.
 
@@ -66,7 +66,7 @@ def choose(
     pretrained = DEFAULTS[method] if pretrained is None else pretrained
     automatic = isinstance(pretrained, str) and pretrained == registry.AUTO
     if automatic:
-        pretrained, options = _automatic(model, method, hub, options, slots)
+        pretrained, options = _automatic(model, method, hub, options, refs)
     if isinstance(pretrained, WeightGenerator):
         generator, source = pretrained, pretrained.source or str(pretrained.card["kind"])
     else:
@@ -84,7 +84,7 @@ def choose(
 
 
 def _automatic(
-    model: nn.Module, method: Method, hub: HubOptions, options: PlanOptions, slots: Sequence[Slot]
+    model: nn.Module, method: Method, hub: HubOptions, options: PlanOptions, refs: Sequence[ParameterRef]
 ) -> tuple[str, PlanOptions]:
     if method == "vae":
         raise ValueError(
@@ -94,5 +94,5 @@ def _automatic(
     if hub.revision is not None:
         raise ValueError(f"revision={hub.revision!r} can't be combined with pretrained={registry.AUTO!r}")
     candidates = registry.outlines(KINDS[method][0], cache_dir=hub.cache_dir)
-    name, graph = select(model, method, candidates, options, slots)
+    name, graph = select(model, method, candidates, options, refs)
     return name, replace(options, graph=graph)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_geninit.generators.entry import Layer
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 
 CONVOLUTIONS = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -17,17 +17,17 @@ CONVOLUTIONS = {
 }
 
 
-def convolutions(slots: Sequence[Slot]) -> dict[int, Layer]:
+def convolutions(refs: Sequence[ParameterRef]) -> dict[int, Layer]:
     """Return the convolutions of a model by the id of the module, each with its place among them."""
     found: dict[int, tuple[str, tuple[int, ...], int]] = {}
-    for slot in slots:
-        if slot.attribute != "weight" or slot.derived or is_lazy(slot.parameter):
+    for ref in refs:
+        if ref.attribute != "weight" or ref.derived or is_lazy(ref.parameter):
             continue
-        op = _operation(slot.owner)
+        op = _operation(ref.owner)
         # A traced layer does not say how it uses its weight.
-        kernel_size = tuple(getattr(slot.owner, "kernel_size", ()))
-        if op is not None and kernel_size and tuple(slot.parameter.shape[2:]) == kernel_size:
-            found[id(slot.owner)] = (op, kernel_size, int(getattr(slot.owner, "groups", 1)))
+        kernel_size = tuple(getattr(ref.owner, "kernel_size", ()))
+        if op is not None and kernel_size and tuple(ref.parameter.shape[2:]) == kernel_size:
+            found[id(ref.owner)] = (op, kernel_size, int(getattr(ref.owner, "groups", 1)))
     last = len(found) - 1
     return {
         owner: Layer(op, kernel, index / last if last else 0.5, index, groups)
@@ -35,11 +35,11 @@ def convolutions(slots: Sequence[Slot]) -> dict[int, Layer]:
     }
 
 
-def may_be_one(slot: Slot) -> str | None:
+def may_be_one(ref: ParameterRef) -> str | None:
     """Say why a parameter that :func:`convolutions` does not list may be the weight of one, or None."""
-    owner, name = slot.owner, slot.attribute.lower()
-    shaped = not is_lazy(slot.parameter) and slot.parameter.dim() > 2
-    if not shaped or slot.derived or not ("weight" in name or "kernel" in name):
+    owner, name = ref.owner, ref.attribute.lower()
+    shaped = not is_lazy(ref.parameter) and ref.parameter.dim() > 2
+    if not shaped or ref.derived or not ("weight" in name or "kernel" in name):
         return None
     if isinstance(owner, torch.jit.ScriptModule):
         return f"in a traced or scripted {owner.original_name}: fill the model before that"

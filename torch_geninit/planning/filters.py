@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from torch.nn.parameter import is_lazy
 
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 
 Patterns = str | Iterable[str] | None
 
@@ -32,8 +32,8 @@ class Wishes:
     asked: tuple[frozenset[str], ...] = ()
 
 
-def read_wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> Wishes:
-    """Return what the user wants of the parameters in ``slots``.
+def read_wishes(refs: Sequence[ParameterRef], include: Patterns, exclude: Patterns) -> Wishes:
+    """Return what the user wants of the parameters in ``refs``.
 
     A parameter goes by all of its names: who excludes or freezes the one that is tied to it excludes or
     freezes it. The two parameters of a weight-normalised layer are one as well, since both are written or
@@ -42,45 +42,47 @@ def read_wishes(slots: Sequence[Slot], include: Patterns, exclude: Patterns) -> 
     Raises:
         TypeError, ValueError: if a pattern is none, or matches nothing.
     """
-    groups = _groups(slots)
-    asked = tuple(_matches(slots, include, "include")) if include is not None else ()
+    groups = _groups(refs)
+    asked = tuple(_matches(refs, include, "include")) if include is not None else ()
     included = frozenset().union(*asked) if include is not None else frozenset(groups)
-    excluded = frozenset().union(*_matches(slots, exclude, "exclude")) if exclude is not None else frozenset()
-    frozen = {slot.name for slot in slots if not slot.parameter.requires_grad}
+    excluded = frozenset().union(*_matches(refs, exclude, "exclude")) if exclude is not None else frozenset()
+    frozen = {ref.name for ref in refs if not ref.parameter.requires_grad}
     kept: dict[str, str] = {}
-    for slot in slots:
-        names = groups[slot.name]
-        if slot.name in excluded:
-            kept[slot.name] = "excluded"
+    for ref in refs:
+        names = groups[ref.name]
+        if ref.name in excluded:
+            kept[ref.name] = "excluded"
         elif others := [name for name in names if name in excluded]:
-            kept[slot.name] = f"excluded as {others[0]}"
+            kept[ref.name] = f"excluded as {others[0]}"
         elif included.isdisjoint(names):
-            kept[slot.name] = "not included"
-        elif not slot.parameter.requires_grad:
-            kept[slot.name] = FROZEN
+            kept[ref.name] = "not included"
+        elif not ref.parameter.requires_grad:
+            kept[ref.name] = FROZEN
         elif others := [name for name in names if name in frozen]:
-            kept[slot.name] = f"frozen as {others[0]}"
-        elif not is_lazy(slot.parameter) and slot.parameter.numel() == 0:
-            kept[slot.name] = "has no elements"
-    for slot in slots:
-        if slot.norm is not None:
-            reason = next((kept[name] for name in groups[slot.name] if name in kept), None)
+            kept[ref.name] = f"frozen as {others[0]}"
+        elif not is_lazy(ref.parameter) and ref.parameter.numel() == 0:
+            kept[ref.name] = "has no elements"
+    for ref in refs:
+        if ref.norm is not None:
+            reason = next((kept[name] for name in groups[ref.name] if name in kept), None)
             if reason is not None:
-                kept.setdefault(slot.name, reason)
+                kept.setdefault(ref.name, reason)
     return Wishes(kept, asked)
 
 
-def _groups(slots: Sequence[Slot]) -> dict[str, list[str]]:
+def _groups(refs: Sequence[ParameterRef]) -> dict[str, list[str]]:
     """Return for every name those of the parameters that are written together with it, itself among them."""
-    names = {id(slot.parameter): slot.first or slot.name for slot in reversed(slots)}
+    names = {id(ref.parameter): ref.first or ref.name for ref in reversed(refs)}
     members: dict[str, list[str]] = {}
-    for slot in slots:
-        one = slot.parameter if slot.norm is None else slot.norm.v
-        members.setdefault(names[id(one)], []).append(slot.name)
+    for ref in refs:
+        one = ref.parameter if ref.norm is None else ref.norm.v
+        members.setdefault(names[id(one)], []).append(ref.name)
     return {name: group for group in members.values() for name in group}
 
 
-def _matches(slots: Sequence[Slot], patterns: str | Iterable[str], option: str) -> list[frozenset[str]]:
+def _matches(
+    refs: Sequence[ParameterRef], patterns: str | Iterable[str], option: str
+) -> list[frozenset[str]]:
     """Return the names that each pattern matches."""
     wanted = (
         list(patterns) if isinstance(patterns, Iterable) and not isinstance(patterns, str) else [patterns]
@@ -91,28 +93,28 @@ def _matches(slots: Sequence[Slot], patterns: str | Iterable[str], option: str) 
         )
     if option == "include" and not wanted:
         raise ValueError("include: expected at least one parameter name or glob pattern, got none")
-    return [_named(slots, pattern) or _unmatched(slots, pattern, option) for pattern in wanted]
+    return [_named(refs, pattern) or _unmatched(refs, pattern, option) for pattern in wanted]
 
 
-def _named(slots: Sequence[Slot], pattern: str) -> frozenset[str]:
+def _named(refs: Sequence[ParameterRef], pattern: str) -> frozenset[str]:
     """Return the names that ``pattern`` means: exactly that one, else what it matches as a glob pattern.
 
     A name may itself hold ``[ ] ? *``. In a pattern, brackets that match nothing as a set of characters are
     taken as they stand, so that ``a[0].*`` means the module ``a[0]``.
     """
-    exact = {s.name for s in slots if s.name == pattern} or {s.name for s in slots if s.canonical == pattern}
+    exact = {s.name for s in refs if s.name == pattern} or {s.name for s in refs if s.canonical == pattern}
     if exact:
         return frozenset(exact)
     for glob in (pattern, pattern.replace("[", "[[]")):
-        names = {s.name for s in slots if any(fnmatchcase(name, glob) for name in (s.name, s.canonical))}
+        names = {s.name for s in refs if any(fnmatchcase(name, glob) for name in (s.name, s.canonical))}
         if names:
             return frozenset(names)
     return frozenset()
 
 
-def _unmatched(slots: Sequence[Slot], pattern: str, option: str) -> NoReturn:
-    known = ", ".join(slot.name for slot in slots[:3])
-    module = any(name.startswith(f"{pattern}.") for s in slots for name in (s.name, s.canonical))
+def _unmatched(refs: Sequence[ParameterRef], pattern: str, option: str) -> NoReturn:
+    known = ", ".join(ref.name for ref in refs[:3])
+    module = any(name.startswith(f"{pattern}.") for s in refs for name in (s.name, s.canonical))
     raise ValueError(
         f"{option}: no parameter matches {pattern!r}. "
         + (f"It is a module; did you mean '{escape(pattern)}.*'? " if module else "")

@@ -12,7 +12,7 @@ from torch import nn
 from torch_geninit.errors import StrictError, warn_caller
 from torch_geninit.generators.compact import Compact
 from torch_geninit.parameters import transformers
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 from torch_geninit.parameters.reset import stale_buffers, to_reset
 from torch_geninit.parameters.targets import PlannedParameters, Targets
 from torch_geninit.parameters.write import Assignment, check_writable, write
@@ -63,7 +63,7 @@ class Prediction:
                     f"reset_parameters(): {', '.join(stale[:4])}{', ...' if len(stale) > 4 else ''}"
                 )
         write(
-            [Assignment(slot, self.compact[entry]) for slot, entry in targets.filled.values()],
+            [Assignment(ref, self.compact[entry]) for ref, entry in targets.filled.values()],
             resets,
         )
         if targets.keeps_loaded and transformers.reads_marks(chain((module,), self.parameters.modules)):
@@ -71,12 +71,12 @@ class Prediction:
         return module
 
 
-def refuse_unfilled(unfilled: Unfilled, left: Sequence[Slot]) -> None:
+def refuse_unfilled(unfilled: Unfilled, left: Sequence[ParameterRef]) -> None:
     """Check the option ``unfilled``; with ``"error"`` refuse to leave any parameter as it is."""
     if unfilled not in ("keep", "reset", "error"):
         raise ValueError(f"unfilled: expected 'keep', 'reset' or 'error', got {unfilled!r}")
     if unfilled == "error" and left:
-        names = ", ".join(slot.name for slot in left[:10])
+        names = ", ".join(ref.name for ref in left[:10])
         raise StrictError(
             f"unfilled='error', and {len(left)} parameters are not generated: {names}"
             f"{', ...' if len(left) > 10 else ''}. Use unfilled='keep' or 'reset'; nothing was changed"

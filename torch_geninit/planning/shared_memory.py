@@ -8,19 +8,19 @@ from dataclasses import replace
 from torch import nn
 
 from torch_geninit.generators.entry import Entry, Route
-from torch_geninit.parameters.named import Slot
+from torch_geninit.parameters.named import ParameterRef
 from torch_geninit.parameters.overlap import Overlap, follows, shared_memory
 
 FILLED = (Route.GENERATED, Route.TIED)
 
 
-def keep_apart(entries: Sequence[Entry], slots: Sequence[Slot], module: nn.Module) -> list[Entry]:
+def keep_apart(entries: Sequence[Entry], refs: Sequence[ParameterRef], module: nn.Module) -> list[Entry]:
     """Skip what would change a buffer, or a parameter that is kept, through memory that they share.
 
     Of two views of the same memory that would both be filled, one that lies wholly inside the other is kept:
     it changes with it. If neither does, both are skipped.
     """
-    overlaps = shared_memory(module, slots)
+    overlaps = shared_memory(module, refs)
     found = {entry.name: entry for entry in entries}
     while (changed := _first_conflict(overlaps, found)) is not None:
         found.update((entry.name, entry) for entry in changed)
