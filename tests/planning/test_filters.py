@@ -1,4 +1,4 @@
-"""Wishes for parameters: include=, exclude= and frozen ones, under whatever name they were given."""
+"""Filters for parameters: include=, exclude= and frozen ones, under whatever name they were given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.contract import Net, Verb, equal, fresh, values
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.entry import Route
 from torch_geninit.parameters.named import list_parameters
-from torch_geninit.planning.filters import read_wishes
+from torch_geninit.planning.filters import read_filters
 
 FIRST, SECOND = "blocks.0.conv.weight", "blocks.1.conv.weight"
 
@@ -104,18 +104,18 @@ def test_who_names_a_module_is_told_the_pattern(verb: Verb) -> None:
 
 
 def test_wishes_of_nothing_keep_nothing() -> None:
-    wishes = read_wishes(list_parameters(fresh()), None, None)
-    assert not wishes.kept and not wishes.asked
+    filters = read_filters(list_parameters(fresh()), None, None)
+    assert not filters.kept and not filters.asked
 
 
 def test_a_lazy_parameter_may_be_excluded() -> None:
-    wishes = read_wishes(list_parameters(nn.Sequential(nn.LazyLinear(3))), None, "*")
-    assert set(wishes.kept.values()) == {"excluded"}
+    filters = read_filters(list_parameters(nn.Sequential(nn.LazyLinear(3))), None, "*")
+    assert set(filters.kept.values()) == {"excluded"}
 
 
 def test_patterns_must_be_text() -> None:
     with pytest.raises(TypeError, match="exclude: expected a parameter name"):
-        read_wishes(list_parameters(fresh()), None, [torch.zeros(1)])  # type: ignore[list-item]
+        read_filters(list_parameters(fresh()), None, [torch.zeros(1)])  # type: ignore[list-item]
 
 
 class Lettered(nn.Module):
@@ -144,8 +144,8 @@ def test_an_exact_name_goes_before_one_without_its_wrapper() -> None:
     inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
     model = nn.ModuleDict({"0": nn.Conv2d(3, 4, 3), "module": inner})
     # Without its wrapper "module.0.weight" is called "0.weight", too.
-    wishes = read_wishes(list_parameters(model), None, "0.weight")
-    assert set(wishes.kept) == {"0.weight"}
+    filters = read_filters(list_parameters(model), None, "0.weight")
+    assert set(filters.kept) == {"0.weight"}
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_an_exact_name_goes_before_one_without_its_wrapper() -> None:
 )
 def test_patterns_of_names_with_signs(pattern: str, expected: set[str]) -> None:
     model = Lettered()
-    assert set(read_wishes(list_parameters(model), None, pattern).kept) == expected
+    assert set(read_filters(list_parameters(model), None, pattern).kept) == expected
 
 
 def test_the_pattern_proposed_for_a_module_with_signs_is_the_right_one() -> None:
     refs = list_parameters(nn.ModuleDict({"a[0]": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(3, 4, 3)}))
     with pytest.raises(ValueError, match="did you mean") as caught:
-        read_wishes(refs, None, "a[0]")
+        read_filters(refs, None, "a[0]")
     proposed = str(caught.value).split("did you mean '")[1].split("'")[0]
-    assert set(read_wishes(refs, None, proposed).kept) == {"a[0].weight", "a[0].bias"}
+    assert set(read_filters(refs, None, proposed).kept) == {"a[0].weight", "a[0].bias"}

@@ -16,7 +16,7 @@ from torch_geninit.graph.queries import head_nodes
 from torch_geninit.parameters.named import ModuleNames, ParameterRef, list_parameters
 from torch_geninit.planning import align
 from torch_geninit.planning.convolutions import convolutions, may_be_one
-from torch_geninit.planning.filters import Patterns, read_wishes
+from torch_geninit.planning.filters import Patterns, read_filters
 from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.shared_memory import keep_apart
@@ -63,8 +63,8 @@ def plan_layers(
     """Plan for a generator that fills convolutions one by one; ``refs`` are the parameters of ``module``."""
     refs = list_parameters(module, name) if refs is None else refs
     layers = convolutions(refs)
-    wishes = read_wishes(refs, include, exclude)
-    rules = wishes.kept
+    filters = read_filters(refs, include, exclude)
+    rules = filters.kept
 
     def decide(ref: ParameterRef) -> Decision:
         layer = layers.get(id(ref.owner))
@@ -85,7 +85,7 @@ def plan_layers(
         pretrained=pretrained,
         modules=ModuleNames(module, name),
     )
-    return skip_included_in_vain(ask_verdict(plan), wishes.asked)
+    return skip_included_in_vain(ask_verdict(plan), filters.asked)
 
 
 def plan_graph(
@@ -97,8 +97,8 @@ def plan_graph(
     refs: Sequence[ParameterRef],
 ) -> Plan:
     """Plan for a generator that reads the graph of a model; ``refs`` are the parameters of ``model``."""
-    wishes = read_wishes(refs, options.include, options.exclude)
-    rules, graph, head = wishes.kept, options.graph, options.head
+    filters = read_filters(refs, options.include, options.exclude)
+    rules, graph, head = filters.kept, options.graph, options.head
     unread = pretrained.unread if graph is None else OTHER_GRAPH
     if graph is None and any(ref.name not in rules for ref in refs):
         graph = pretrained.trace(model, options.example_inputs)
@@ -140,7 +140,7 @@ def plan_graph(
         pretrained=pretrained,
         modules=ModuleNames(model),
     )
-    return skip_included_in_vain(ask_verdict(plan, options.untrusted), wishes.asked)
+    return skip_included_in_vain(ask_verdict(plan, options.untrusted), filters.asked)
 
 
 class Decision(NamedTuple):

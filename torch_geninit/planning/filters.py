@@ -20,7 +20,7 @@ NAMED = "named in include=, but "
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Filters:
     """Which parameters to keep and which were asked for.
 
     Attributes:
@@ -32,7 +32,7 @@ class Wishes:
     asked: tuple[frozenset[str], ...] = ()
 
 
-def read_wishes(refs: Sequence[ParameterRef], include: Patterns, exclude: Patterns) -> Wishes:
+def read_filters(refs: Sequence[ParameterRef], include: Patterns, exclude: Patterns) -> Filters:
     """Return what the user wants of the parameters in ``refs``.
 
     A parameter goes by all of its names: who excludes or freezes the one that is tied to it excludes or
@@ -67,7 +67,7 @@ def read_wishes(refs: Sequence[ParameterRef], include: Patterns, exclude: Patter
             reason = next((kept[name] for name in groups[ref.name] if name in kept), None)
             if reason is not None:
                 kept.setdefault(ref.name, reason)
-    return Wishes(kept, asked)
+    return Filters(kept, asked)
 
 
 def _groups(refs: Sequence[ParameterRef]) -> dict[str, list[str]]:
