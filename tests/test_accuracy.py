@@ -159,7 +159,7 @@ def test_references_of_a_family_are_never_of_the_hundred_of_all() -> None:
     assert len(references) == 20 and not references & set(unseen_specs(100))
 
 
-def test_resnets_are_classical_and_never_the_landmarks() -> None:
+def test_resnets_are_classical_and_never_the_reference_models() -> None:
     specs = list(resnet_specs(40))
     assert len(set(specs)) == 40 and specs == list(resnet_specs(40))
     assert all(len(spec.blocks) == 3 and max(spec.blocks) <= 10 for spec in specs)

@@ -1,4 +1,4 @@
-"""What a network without data sees of its surroundings, and the calls that ATen would take apart."""
+"""Functions of torch that tracing overrides: what tells of the device, and what ATen would take apart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch_geninit.graph.tracer.rules import attention
 _ROLES = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
 
 
-class Surroundings(TorchFunctionMode):
+class FunctionOverrides(TorchFunctionMode):
     """Let a network on meta tensors believe that it runs on a CPU, and note calls before ATen sees them.
 
     A recurrent layer becomes hundreds of operations, attention a different set on each backend.

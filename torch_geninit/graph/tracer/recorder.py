@@ -253,7 +253,7 @@ class Recorder(TorchDispatchMode):
             elif rule == "constant":
                 args, kwargs = self._constant(operation, args, kwargs)
             elif not constant:
-                args, kwargs, originals = self._dataless(operation, operands, args, kwargs)
+                args, kwargs, originals = self._mixed_meta(operation, operands, args, kwargs)
                 if operation.shortcut is not None:
                     result = operation.shortcut(
                         {**arguments, **dict(zip(operation.arguments, args, strict=False)), **(kwargs or {})}
@@ -270,7 +270,7 @@ class Recorder(TorchDispatchMode):
                 self._note(operation, operands, arguments, result)
             return result
 
-    def _dataless(
+    def _mixed_meta(
         self,
         operation: Operation,
         operands: list[Operand],

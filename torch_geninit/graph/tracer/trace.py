@@ -20,7 +20,7 @@ from torch_geninit.graph.tracer import outside
 from torch_geninit.graph.tracer.clone import clone_structure, set_training, tensors_in
 from torch_geninit.graph.tracer.copying import CannotFollow, Copier, makes_weight
 from torch_geninit.graph.tracer.draft import Draft, assemble
-from torch_geninit.graph.tracer.function_overrides import Surroundings
+from torch_geninit.graph.tracer.function_overrides import FunctionOverrides
 from torch_geninit.graph.tracer.inputs import Inputs, given, guesses, unlikely, unusable
 from torch_geninit.graph.tracer.isolation import isolated
 from torch_geninit.graph.tracer.mixed_meta import LARGE
@@ -231,7 +231,7 @@ def _run(
     args, kwargs = Copier(_empty if recorder.meta else _copy)((inputs.args, dict(inputs.kwargs)))
     for tensor in tensors_in([*args, *kwargs.values()]):
         recorder.enter(tensor)
-    with outside.copied(copier), recorder, Surroundings(recorder):
+    with outside.copied(copier), recorder, FunctionOverrides(recorder):
         output = contextvars.copy_context().run(clone, *args, **kwargs)
     recorder.leave(tensors_in(output))
 
