@@ -50,7 +50,7 @@ class Record:
         command: how to train it again.
         seed: of that training.
         duration_seconds: of that training.
-        core_hours: processor time of everything that led here, earlier legs and zoos included.
+        core_hours: processor time of everything that led here, earlier stages and zoos included.
         machine: that training ran on.
     """
 

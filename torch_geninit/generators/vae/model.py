@@ -31,7 +31,7 @@ class TrainedLayer:
         kernel_size: one extent for each spatial dimension.
         fan_in: inputs of one of its filters.
         depth: relative position among the convolutions of that network, 0 is the first, 1 the last.
-        std: root mean square of its trained weights; a record without it means He's law.
+        std: root mean square of its trained weights; a record without it means He's scale.
         inputs: input channels that one draw covers: 1 for a slice, all of the layer's for a whole filter.
         depthwise: whether each of its filters sees one channel alone.
     """
