@@ -18,6 +18,7 @@ from torch_geninit.hub import manifest
 from torch_geninit.training.evaluate import plots
 from torch_geninit.training.evaluate.paired_stats import Pair
 from torch_geninit.training.networks.families import FAMILIES
+from torch_geninit.training.networks.popular import SAMPLERS
 
 # Colours as seen without one kind of cones, on linear light, at full severity: G. Machado et al., A
 # physiologically-based model for simulation of color vision deficiency (2009). Rows of three matrices.
@@ -64,7 +65,7 @@ def test_every_initialisation_and_family_has_a_look_of_its_own() -> None:
         assert len({style[:2] for style in table.values()}) == len(table)
         assert len({style.label for style in table.values()}) == len(table)
     assert {"he", "xavier"} | {record.name for record in manifest.read()} <= plots.INITIALISATIONS.keys()
-    assert set(FAMILIES) == plots.FAMILY_STYLES.keys()
+    assert {*FAMILIES, *SAMPLERS} <= plots.FAMILY_STYLES.keys()
 
 
 def test_the_order_given_changes_no_look() -> None:

@@ -1,4 +1,4 @@
-"""Export and publish: the real HfApi against as much of the Hub's upload protocol as it asks for."""
+"""Publish: the real HfApi against as much of the Hub's upload protocol as it asks for."""
 
 from __future__ import annotations
 
@@ -15,24 +15,11 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-import torch
-import yaml
 from huggingface_hub import constants
-from safetensors.torch import save_file
 
-from tests.conftest import ghn_card, vae_card
-from tests.support.toy_generator import KIND, record, toy
-from torch_geninit.generators.ghn.model import GraphHyperNetwork
-from torch_geninit.generators.trust.accuracy import NUMBERS
-from torch_geninit.generators.vae.model import SliceVAEs
-from torch_geninit.graph.tracer import trace as tracing
-from torch_geninit.hub import manifest, registry
-from torch_geninit.hub.config import KINDS
-from torch_geninit.training.release import export as exporting
-from torch_geninit.training.release import model_card
+from tests.support.exported import exported
+from torch_geninit.hub import manifest
 from torch_geninit.training.release import publish as publishing
-from torch_geninit.training.runs import fingerprint
-from torch_geninit.training.runs.checkpoint import Run
 
 COMMIT = "fedcba9876543210" * 2 + "fedcba98"
 
@@ -154,118 +141,6 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Uploads]:
     huggingface_hub.close_session()
 
 
-@pytest.fixture(autouse=True)
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty manifest and an empty folder of shipped generators."""
-    monkeypatch.setitem(KINDS, "ghn", KIND["ghn"])
-    (tmp_path / "pretrained").mkdir()
-    (tmp_path / "manifest.json").write_text('{"schema": 1, "generators": []}')
-    monkeypatch.setattr(manifest, "SHIPPED", tmp_path / "pretrained")
-    monkeypatch.setattr(exporting, "CARDS", tmp_path / "cards")
-    monkeypatch.setattr(manifest, "locate", lambda: tmp_path / "manifest.json")
-    return tmp_path
-
-
-def exported(**changes: Any) -> manifest.Record:
-    fields: dict[str, Any] = {
-        "training_data": "none",
-        "architectures": "one toy",
-        "learning_rate": "any",
-        "command": "python -m torch_geninit.training ghn --seed 3",
-        "seed": 3,
-        "duration_seconds": 90.0,
-        "core_hours": 0.5,
-        "machine": "two cores",
-        "numbers": {
-            "accuracy": 0.75,
-            "by layer": {"conv1": {"mse": 0.25, "kl": 1.5}, "conv2": {"mse": 0.5, "kl": 2.0}},
-        },
-    }
-    return exporting.export(toy(), "toy", **{**fields, **changes})
-
-
-class TestExport:
-    def test_the_export_is_what_users_load(self, house: Path) -> None:
-        made = exported()
-        assert manifest.read() == (made,)
-        assert (made.repo_id, made.revision, made.kind) == (None, None, "ghn")
-        generator = registry.load("toy")
-        assert torch.equal(generator.layers[1].weight, toy().layers[1].weight)
-        assert [entry.where for entry in registry.list_pretrained()] == ["shipped"]
-
-    def test_model_card_is_in_the_hubs_format(self, house: Path) -> None:
-        exported()
-        text = (house / "cards" / "toy.md").read_text()
-        _, front, body = text.split("---\n", 2)
-        assert yaml.safe_load(front)["license"] == "mit"
-        assert yaml.safe_load(front)["library_name"] == "torch-geninit"
-        card = huggingface_hub.ModelCard(text)
-        assert card.data.license == "mit"
-        assert 'geninit.ghn_(model, pretrained="toy")' in body
-        assert "| accuracy | 0.75 |\n\n| by layer | mse | kl |\n" in body
-        assert "\n| conv1 | 0.25 | 1.5 |\n| conv2 | 0.5 | 2 |\n" in body
-        assert manifest.read()[0].sha256 in body
-
-    @pytest.mark.parametrize("kind", sorted(set(KINDS) | {"published-ghn"}))
-    def test_every_kind_has_a_card(self, kind: str) -> None:
-        (parsed,) = manifest.parse(json.dumps({"schema": 1, "generators": [record(b"x", kind=kind)]}))
-        assert 'pretrained="toy")' in model_card.render(parsed)
-
-    def test_a_bad_field_changes_nothing(self, house: Path) -> None:
-        exported()
-        before = {path: path.read_bytes() for path in house.rglob("*") if path.is_file()}
-        with pytest.raises(ValueError, match="'numbers': 'accuracy'"):
-            exported(numbers={"accuracy": float("nan")})
-        with pytest.raises(ValueError, match="'machine'"):
-            exported(machine="", dtype=torch.float32)
-        assert {path: path.read_bytes() for path in house.rglob("*") if path.is_file()} == before
-
-    def test_numbers_from_files(self, tmp_path: Path) -> None:
-        (tmp_path / "a.json").write_text('{"x": 0.123456789, "n": 3}')
-        (tmp_path / "b.json").write_text('{"y": [1.0, 2.0]}')
-        (tmp_path / "report.json").write_text('[{"layer": "conv1", "mse": 0.5}]')
-        assert exporting.measured_numbers([tmp_path / "a.json", tmp_path / "b.json"], tmp_path) == {
-            "x": 0.1235,
-            "n": 3,
-            "y": [1.0, 2.0],
-            "by layer": {"conv1": {"mse": 0.5}},
-        }
-        with pytest.raises(ValueError, match="'n' stands in another file"):
-            exporting.measured_numbers([tmp_path / "a.json", tmp_path / "a.json"])
-
-    def test_summary_of_training_networks(self) -> None:
-        nn = torch.nn
-        plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
-        grouped = nn.Sequential(nn.Conv2d(6, 6, 5, groups=3), nn.BatchNorm2d(6))
-        graphs = [
-            tracing.trace(plain, torch.zeros(1, 3, 8, 8)),
-            tracing.trace(grouped, torch.zeros(1, 6, 8, 8)),
-        ]
-        summary = exporting.summarise_graphs(graphs)
-        assert summary["kinds"] == [
-            "3x3 convolution",
-            "5x5 grouped convolution",
-            "batch_norm bias",
-            "batch_norm weight",
-            "conv bias",
-            "linear bias",
-            "linear weight",
-        ]
-        assert "5x5 grouped convolution" not in exporting.summarise_graphs(graphs[:1])["kinds"]
-
-    def test_no_checkpoint(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="holds no checkpoint"):
-            exporting.from_run(tmp_path, tmp_path / "data")
-
-    def test_reading_a_run_leaves_it_alone(self, tmp_path: Path) -> None:
-        run = Run(tmp_path)
-        run.save({"card": {}})
-        run.log(step=1)
-        before = (tmp_path / "metrics.jsonl").read_bytes()
-        assert Run(tmp_path).stored()["state"] == {"card": {}}
-        assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
 class TestPublish:
     def test_file_and_card_arrive_and_the_commit_is_pinned(self, house: Path, uploads: Uploads) -> None:
         exported()
@@ -310,97 +185,3 @@ class TestPublish:
         (house / "pretrained" / "toy.safetensors").write_bytes(b"changed")
         with pytest.raises(ValueError, match="export it again"):
             publishing.prepare("toy", "someone")
-
-
-class TestFromRun:
-    @pytest.fixture
-    def data(self, tmp_path: Path) -> Path:
-        images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
-        metadata = {"classes": '["cat", "dog"]', "mean": "[0.5, 0.4, 0.3]", "std": "[0.2, 0.2, 0.1]"}
-        tensors = {"train.images": images, "train.labels": torch.zeros(4, dtype=torch.int64)}
-        save_file(tensors, tmp_path / "data.safetensors", metadata)
-        return tmp_path / "data.safetensors"
-
-    @pytest.mark.parametrize("kind", ["ghn", "noise-ghn", "vae"])
-    def test_checkpoint_becomes_a_file(
-        self, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-    ) -> None:
-        monkeypatch.undo()
-        if kind == "vae":
-            trained: Any = SliceVAEs(vae_card())
-            state = {"generator": trained.state_dict(), "seed": 7}
-            state["card"] = {"kind": "vae", "trained": {"networks": 20}}
-            state["card"]["sizes"] = trained.card["sizes"]
-        else:
-            card = ghn_card(noise=2 if kind == "noise-ghn" else 0)
-            trained = GraphHyperNetwork({**card, "classes": ["cat", "dog"]})
-            state = {
-                "average": trained.state_dict(),
-                "card": {"sizes": card["sizes"], "classes": ["cat", "dog"]},
-                "space": {"families": {"plain": 1.0}, "pool": 2, "most_macs": 10**9, "seed": 7},
-            }
-        Run(tmp_path / "run").save(state)
-        parser = ArgumentParser()
-        exporting.add_arguments(parser)
-        common = ["--run", str(tmp_path / "run"), "--data", str(data), "--name", "mine"]
-        options = ["--output", str(tmp_path / "out"), "--threshold", "0.5", "--kernel-scale", "2"]
-        exporting.main(parser.parse_args([*common, *options]))
-        read = registry.load(tmp_path / "out" / "mine.safetensors")
-        assert read.card["kind"] == kind
-        assert read.card["input"] == {"size": [3, 16, 16], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
-        for name, tensor in read.state_dict().items():
-            assert torch.equal(tensor, trained.state_dict()[name].half().float())
-        if kind == "vae":
-            assert read.card["trained"] == {"networks": 20}
-        else:
-            summary = read.card["trained"]
-            assert (summary["threshold"], read.card["kernel_scale"]) == (0.5, 2.0)
-            assert {"linear weight", "linear bias"} <= set(summary["kinds"])
-            assert any(pattern.startswith("input>conv>") for pattern in summary["patterns"])
-        if kind == "ghn":
-            self._check_measured(read, data, tmp_path, common, parser)
-        mirrored = parser.parse_args([*common, "--output", str(tmp_path / "mirrored"), "--mirror"])
-        if kind == "noise-ghn":
-            exporting.main(mirrored)
-            state["space"]["families"] = {"plain": 1.0, "mixer": 1.0}  # type: ignore[index]
-            Run(tmp_path / "tokens").save(state)
-            tokens = ["--run", str(tmp_path / "tokens"), *common[2:], "--output", str(tmp_path), "--mirror"]
-            with pytest.raises(ValueError, match="trained on mixer, too"):
-                exporting.main(parser.parse_args(tokens))
-            assert registry.load(tmp_path / "mirrored" / "mine.safetensors").card["mirror"] is True
-            assert "mirror" not in read.card
-        else:
-            with pytest.raises(ValueError, match="no noise hypernetwork"):
-                exporting.main(mirrored)
-        with pytest.raises(SystemExit, match="--training-data"):
-            exporting.main(parser.parse_args(common))
-        given: dict[str, Any] = {}
-        monkeypatch.setattr(exporting, "export", lambda _, name, **fields: given.update(fields))
-        needed = ("training-data", "architectures", "learning-rate", "command-line")
-        words = [f"--{name}=x" for name in needed]
-        exporting.main(parser.parse_args([*common, *words, "--core-hours", "2"]))
-        assert given["seed"] == 7, "the run's, whoever exports it"
-
-    def _check_measured(
-        self, read: Any, data: Path, folder: Path, common: list[str], parser: ArgumentParser
-    ) -> None:
-        """What was measured goes with the weights and the images it is of, and with no others."""
-        measured = {
-            "of": {"weights": fingerprint.of_weights(read), "data": fingerprint.of_file(data)},
-            **{"networks": ["a", "b"], "points": [[0.0] * NUMBERS, [1.0] * NUMBERS], "accuracy": [0.2, 0.4]},
-            **{"spread": [1.0] * NUMBERS, "chance": 0.5, "length": 1.0, "signal": 1.0, "noise": 0.1},
-            **{"quantile": 1.0, "images": "pictures", "least": 0.2},
-        }
-        path = folder / "measured.json"
-        options = ["--output", str(folder / "again"), "--measured", str(path)]
-        path.write_text(json.dumps(measured))
-        exporting.main(parser.parse_args([*common, *options]))
-        card = registry.load(folder / "again" / "mine.safetensors").card
-        assert card["measured"] == {name: value for name, value in measured.items() if name != "of"}
-        for other in ("weights", "data"):
-            path.write_text(json.dumps({**measured, "of": {**measured["of"], other: "0"}}))  # type: ignore[dict-item]
-            with pytest.raises(ValueError, match="of another generator or other images"):
-                exporting.main(parser.parse_args([*common, *options]))
-        path.write_text("no json")
-        with pytest.raises(ValueError, match="measured.json: expected a record"):
-            exporting.main(parser.parse_args([*common, *options]))

@@ -139,7 +139,7 @@ def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: flo
 
 
 def leave_one_out(networks: MeasuredNetworks) -> tuple[Tensor, Tensor]:
-    """Return error and predicted variance of every network, told by all others (ibid., section 5.4.2)."""
+    """Return error and variance of every network, predicted from all others (ibid., section 5.4.2)."""
     inverse = torch.linalg.inv(networks.covariance())
     return (inverse @ networks.lead) / inverse.diagonal(), 1 / inverse.diagonal()
 
@@ -153,15 +153,15 @@ def calibration(
     """
 
     def expected(record: dict[str, Any]) -> Expectation:
-        told = measured(torch.tensor(record["point"], dtype=torch.float64))
+        inside = measured(torch.tensor(record["point"], dtype=torch.float64))
         outside = record["distance"] > threshold or record["generated"] < 1
-        return measured.at_most(told) if outside else told
+        return measured.at_most(inside) if outside else inside
 
-    told = [expected(record) for record in records]
+    expectations = [expected(record) for record in records]
     truth = [record["accuracy"] for record in records]
-    errors = [one.accuracy - value for one, value in zip(told, truth, strict=True)]
-    inside = [one.low <= value <= one.high for one, value in zip(told, truth, strict=True)]
-    both = torch.tensor([[one.accuracy for one in told], truth], dtype=torch.float64)
+    errors = [one.accuracy - value for one, value in zip(expectations, truth, strict=True)]
+    inside = [one.low <= value <= one.high for one, value in zip(expectations, truth, strict=True)]
+    both = torch.tensor([[one.accuracy for one in expectations], truth], dtype=torch.float64)
     correlation = float(torch.corrcoef(both)[0, 1])
     return {
         "networks": len(records),
@@ -171,7 +171,7 @@ def calibration(
         # None where all that was expected, or measured, is equal.
         "correlation": None if math.isnan(correlation) else correlation,
         "inside_interval": sum(inside) / len(inside),
-        "mean_width": sum(one.high - one.low for one in told) / len(told),
+        "mean_width": sum(one.high - one.low for one in expectations) / len(expectations),
     }
 
 

@@ -78,7 +78,7 @@ def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Sp
     example = train.normalise(train.images[:1])
     graph = geninit.trace(model, example)
     plan = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
-    told = plan.pretrained.expectation(plan) if plan.generated else None
+    expected = plan.pretrained.expectation(plan) if plan.generated else None
     plan.write_(model)
     geninit.recalibrate_bn_(model, (x for x, _ in train.spread(CALIBRATION_IMAGES).batches()))
     accuracy, nll = score(model, measured)
@@ -89,7 +89,9 @@ def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Sp
         "generator": plan.source,
         "distance": plan.verdict.distance if plan.verdict else None,
         "trusted": bool(plan.verdict and plan.verdict.trusted),
-        "expected": {"accuracy": told.accuracy, "low": told.low, "high": told.high} if told else None,
+        "expected": {"accuracy": expected.accuracy, "low": expected.low, "high": expected.high}
+        if expected
+        else None,
         "generated": generated / sum(p.numel() for p in model.parameters()),
         "macs": multiplications(graph),
         "nodes": len(graph.nodes),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch_geninit.training.evaluate.paired_stats import Pair, mean_and_deviation
-from torch_geninit.training.networks.families import FAMILIES
+from torch_geninit.training.networks.search_space import DRAWN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def _looks() -> Iterator[tuple[str, str]]:
 
 
 FAMILY_STYLES: Mapping[str, Style] = {
-    family: Style(*look, family) for family, look in zip(FAMILIES, _looks(), strict=False)
+    family: Style(*look, family) for family, look in zip(DRAWN, _looks(), strict=False)
 }
 """Family of networks -> style."""
 
@@ -165,13 +165,13 @@ def first_epoch(pairs: Sequence[Pair], path: str | Path) -> None:
 
 def expected_and_measured(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw measured accuracy over expected accuracy with its interval; those not trusted are hollow."""
-    told = [record for record in records if record["expected"]]
+    with_expectation = [record for record in records if record["expected"]]
     with _picture(path, (9.6, 7.2)) as (axes,):
-        families = sorted({record["family"] for record in told})
+        families = sorted({record["family"] for record in with_expectation})
         for family, style in styles(families, FAMILY_STYLES).items():
             axes.plot([], [], style.marker, color=style.colour, label=style.label)
             for trusted in (True, False):
-                chosen = [r for r in told if r["family"] == family and r["trusted"] is trusted]
+                chosen = [r for r in with_expectation if r["family"] == family and r["trusted"] is trusted]
                 expected = [100 * record["expected"]["accuracy"] for record in chosen]
                 low = [100 * (r["expected"]["accuracy"] - r["expected"]["low"]) for r in chosen]
                 high = [100 * (r["expected"]["high"] - r["expected"]["accuracy"]) for r in chosen]
@@ -186,12 +186,12 @@ def expected_and_measured(records: Sequence[Mapping[str, Any]], path: str | Path
                     elinewidth=0.8,
                     alpha=0.8,
                 )
-        if not all(record["trusted"] for record in told):
+        if not all(record["trusted"] for record in with_expectation):
             axes.plot([], [], "o", color=BLACK, markerfacecolor="none", label="not trusted")
         _diagonal(axes, 0, 100)
         axes.set_xlabel("expected accuracy (%), 90 % interval")
         axes.set_ylabel("measured accuracy (%)")
-        if told:
+        if with_expectation:
             axes.figure.legend(loc="outside right upper")
 
 

@@ -52,18 +52,17 @@ def reliability(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     useful = [record["accuracy"] >= USEFUL for record in records]
     trusted = [record["trusted"] for record in records]
-    told = [record for record in records if record["trusted"] and record["expected"]]
-    inside = [r["expected"]["low"] <= r["accuracy"] <= r["expected"]["high"] for r in told]
+    judged = [record for record in records if record["trusted"] and record["expected"]]
+    inside = [r["expected"]["low"] <= r["accuracy"] <= r["expected"]["high"] for r in judged]
+    errors = [abs(r["expected"]["accuracy"] - r["accuracy"]) for r in judged]
     return {
         "networks": len(records),
         "right": sum(a == b for a, b in zip(useful, trusted, strict=True)) / len(records),
         "trusted": sum(trusted),
         "trusted and useful": sum(a and b for a, b in zip(useful, trusted, strict=True)),
         "not trusted but useful": sum(a and not b for a, b in zip(useful, trusted, strict=True)),
-        "inside the interval": sum(inside) / len(told) if told else None,
-        "mean absolute error": (
-            sum(abs(r["expected"]["accuracy"] - r["accuracy"]) for r in told) / len(told) if told else None
-        ),
+        "inside the interval": sum(inside) / len(judged) if judged else None,
+        "mean absolute error": sum(errors) / len(judged) if judged else None,
     }
 
 
