@@ -12,7 +12,7 @@ _PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 class GenInitWarning(UserWarning):
-    """Parameters or statistics were left as they were, though nobody asked for that."""
+    """Something was left as it was, or came out as one may not expect, though nobody asked for that."""
 
 
 class StrictError(ValueError):

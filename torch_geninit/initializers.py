@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from torch_geninit._utils.checks import check_seed
 from torch_geninit.errors import warn_caller
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.hub.download import HubOptions
@@ -17,11 +18,14 @@ from torch_geninit.planning import messages
 from torch_geninit.planning.build import plan_model
 from torch_geninit.planning.choose import DEFAULTS, Pretrained, choose
 from torch_geninit.planning.filters import Patterns
+from torch_geninit.planning.lone_layers import EqualDraws, refuse_lone_layer
 from torch_geninit.planning.options import Head, PlanOptions, Untrusted
 from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.prediction import Unfilled, refuse_unfilled
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_EQUAL_DRAWS = EqualDraws()
 
 
 def vae_(
@@ -76,7 +80,8 @@ def vae_(
 
     Warns:
         GenInitWarning: once, if convolutions are left as they are because no VAE was trained on their kernel
-            size, or on depthwise ones of that size alone.
+            size, or on depthwise ones of that size alone; if nothing is written at all; and if a layer on its
+            own gets the very draws of another one, for the same seed and no ``name``.
 
     Examples:
         >>> layer = torch.nn.Conv2d(16, 16, 3)
@@ -166,7 +171,7 @@ def ghn_(
 
     Warns:
         GenInitWarning: once, if parameters are left as they are because they are unsupported, unreached or
-            untrusted.
+            untrusted; if nothing is written at all; or if ``untrusted="generate"`` fills what is not trusted.
 
     Examples:
         >>> model = ghn_(resnet20())                                             # doctest: +SKIP
@@ -318,6 +323,8 @@ def _plan(
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     options.check(method)
+    if method != "vae":
+        refuse_lone_layer(model, method)
     refs = list_parameters(model, options.name)
     chosen = choose(model, method, pretrained, hub, options, refs)
     made = plan_model(model, method, chosen.generator, chosen.source, chosen.options, refs)
@@ -337,6 +344,8 @@ def _fill(
     generator: torch.Generator | None = None,
     noise_scale: float = 1.0,
 ) -> ModuleT:
+    if seed is not None:
+        seed = check_seed(seed)
     made, refs = _plan(module, method, pretrained, hub, options)
     messages.refuse_left_out(made, strict)
     targets = made.parameters.of_planned(module, refs)
@@ -344,7 +353,9 @@ def _fill(
     if generator is not None and made.generated:
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
-    message = messages.warning(made, unfilled=unfilled)
-    if message is not None:
+    said = [messages.warning(made, unfilled=unfilled)]
+    if method == "vae" and seed is not None and generator is None and not options.name:
+        said.append(_EQUAL_DRAWS.warning(module, made, seed))
+    for message in filter(None, said):
         warn_caller(message)  # before the first write: a warning may be turned into an error
     return prediction.fill(module, targets, unfilled)

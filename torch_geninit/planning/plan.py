@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from torch_geninit._utils.checks import check_seed
 from torch_geninit._utils.determinism import fixed
 from torch_geninit._utils.tables import Table
 from torch_geninit.generators.base import WeightGenerator
@@ -96,10 +96,12 @@ class Plan(Request):
                 raise TypeError("a ghn plan takes no seed=: its prediction has no noise; see noise_ghn_")
             noise_scale = 0.0
         if seed is not None:
-            if not hasattr(seed, "__index__"):
-                raise TypeError(f"seed: expected an integer, got {seed!r}")
-            seed = operator.index(seed)
-        if not isinstance(noise_scale, Real) or not abs(noise_scale) <= MAX_NOISE:
+            seed = check_seed(seed)
+        if (
+            isinstance(noise_scale, bool)
+            or not isinstance(noise_scale, Real)
+            or not abs(noise_scale) <= MAX_NOISE
+        ):
             raise ValueError(
                 f"noise_scale: expected a number up to {MAX_NOISE:g} in size, got {str(noise_scale)[:50]!r}"
             )
