@@ -31,8 +31,7 @@ def fixed() -> Iterator[None]:
     """Compute in float32 on one CPU thread, without autograd, inference mode, autocast or reduced precision.
 
     The thread count matters: matrix products and reductions of the same numbers by one and by two threads
-        differ in
-    their last bits. Everything is as before when the block is left.
+    differ in their last bits. Everything is as before when the block is left.
     """
     with ExitStack() as stack:
         stack.enter_context(never_while_switching())

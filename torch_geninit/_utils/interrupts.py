@@ -1,4 +1,7 @@
-"""Ctrl-C that waits: for the last write, and while state of the process is being changed or put back."""
+"""Ctrl-C that waits: for the last write, and while state of the process is being changed or put back.
+
+Why it looks at the stack: docs/decisions/interrupts.md.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Layout of the format: 8 bytes N (little endian), N bytes of JSON, then the tensors' bytes without gap or
 overlap. The JSON maps each tensor name to its dtype, shape and byte range, and ``__metadata__`` to strings.
+Why not ``safetensors.safe_open``: docs/decisions/safetensors-header.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 ATen computes many of these shapes in Python, at a hundred times the cost: batch norm alone is half the time
 of tracing a residual network. A shortcut returns None where it is not sure; ATen then answers, or raises its
 error.
+Why not ``FakeTensorMode``: docs/decisions/stand-ins.md.
 """
 
 from __future__ import annotations
