@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 # default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CARD: dict[str, Any] = {
+CONFIG: dict[str, Any] = {
     "format_version": 1,
     "vocabulary": {"version": vocabulary.VERSION, "graphs": {}},
     "input": {"size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
@@ -54,20 +54,20 @@ TRAINED_GHN: dict[str, Any] = {
 }
 
 
-def vae_card() -> dict[str, Any]:
+def vae_config() -> dict[str, Any]:
     layers = [
         {"name": f"conv{i}.weight", "kernel_size": [3, 3], "fan_in": 27, "depth": depth}
         for i, depth in enumerate((0.0, 0.5, 1.0))
     ]
     return {
-        **copy.deepcopy(CARD),
+        **copy.deepcopy(CONFIG),
         "kind": "vae",
         "sizes": {"decoder": "slice", "latent": 4, "hidden": 8, "layers": layers},
         "trained": {},
     }
 
 
-def ghn_card(noise: int = 0) -> dict[str, Any]:
+def ghn_config(noise: int = 0) -> dict[str, Any]:
     sizes = {
         "width": 16,
         "rounds": 2,
@@ -80,7 +80,7 @@ def ghn_card(noise: int = 0) -> dict[str, Any]:
     }
     sizes |= {"primitives": len(vocabulary.PRIMITIVES), "linear_rank": 0, "depthwise_rank": 0, "basis": 0}
     return {
-        **copy.deepcopy(CARD),
+        **copy.deepcopy(CONFIG),
         "kind": "noise-ghn" if noise else "ghn",
         "sizes": {**sizes, "noise": noise},
         "trained": copy.deepcopy(TRAINED_GHN),
@@ -93,11 +93,11 @@ def tiny_generator(kind: str) -> WeightGenerator:
         torch.manual_seed(0)
         generator: WeightGenerator
         if kind == "vae":
-            generator = SliceVAEs(vae_card())
+            generator = SliceVAEs(vae_config())
             for decoder in generator.decoders:
                 torch.nn.init.normal_(decoder.spread, std=0.1)
         else:
-            generator = GraphHyperNetwork(ghn_card(noise=4 if kind == "noise-ghn" else 0))
+            generator = GraphHyperNetwork(ghn_config(noise=4 if kind == "noise-ghn" else 0))
     return generator.eval().requires_grad_(False)
 
 

@@ -197,8 +197,8 @@ def test_equal_networks_do_not_stop_it(record: dict[str, Any]) -> None:
 def knowing(tiny: Callable[[str], WeightGenerator], record: dict[str, Any]) -> WeightGenerator:
     # The networks of the record count as measured with this generator, whatever is new to it in ResNet-20.
     spread = [1.0, 1.0, *record["spread"][2:]]
-    card = tiny("ghn").card | {"measured": record | {"least": 1e-3, "spread": spread}}
-    return type(tiny("ghn"))(card)
+    config = tiny("ghn").config | {"measured": record | {"least": 1e-3, "spread": spread}}
+    return type(tiny("ghn"))(config)
 
 
 def test_expect_reads_the_graph_alone(knowing: WeightGenerator) -> None:
@@ -229,7 +229,7 @@ def test_nothing_to_generate_is_nothing_to_expect(knowing: WeightGenerator) -> N
 
 def test_too_little_to_expect_is_not_trusted(knowing: WeightGenerator) -> None:
     def trusting_from(least: float) -> WeightGenerator:
-        return type(knowing)(knowing.card | {"measured": knowing.card["measured"] | {"least": least}})
+        return type(knowing)(knowing.config | {"measured": knowing.config["measured"] | {"least": least}})
 
     told = geninit.expect(resnet20(), pretrained=knowing)
     made = geninit.plan(resnet20(), pretrained=trusting_from(told.low - 0.001))
@@ -262,12 +262,12 @@ def test_the_number_of_classes_is_none_of_its_business(knowing: WeightGenerator,
 
 def test_outside_of_the_training_networks_chance_is_expected(knowing: WeightGenerator) -> None:
     model = ResNet((2,), (200,))
-    knowing = type(knowing)(knowing.card | {"trained": knowing.card["trained"] | {"threshold": 0.02}})
+    knowing = type(knowing)(knowing.config | {"trained": knowing.config["trained"] | {"threshold": 0.02}})
     made = geninit.plan(model, pretrained=knowing, untrusted="generate")
     assert made.verdict is not None and not made.verdict.trusted
     told = geninit.expect(model, pretrained=knowing)
     point = describe(made.architecture, made.verdict.distance, 0.0, classes=10)
-    measured = MeasuredNetworks(knowing.card["measured"])(point)
+    measured = MeasuredNetworks(knowing.config["measured"])(point)
     assert told.accuracy == 0.1 < measured.accuracy
     assert (told.low, told.high) == (min(measured.low, 0.1 - LEAST_HALF), measured.high)
     assert str(told).startswith(

@@ -101,7 +101,7 @@ def _caveats(made: Plan) -> Iterator[str]:
     graph = made.architecture
     if graph is None:
         return
-    own = tuple(made.pretrained.card["input"]["size"])
+    own = tuple(made.pretrained.config["input"]["size"])
     # A layer tells how many channels there are; of sizes that were guessed nothing is known.
     known = 1 if any(note.startswith(GUESSED) for note in graph.notes) else len(own)
     for size in sorted({node.shape[1:] for node in graph.nodes if node.op == "input"}):

@@ -218,8 +218,8 @@ def noise_ghn_(
         W = H(A, sigma * e; theta),   e ~ N(0, I)
 
     Each seed gives another member of an ensemble; the same seed and architecture give the same weights, and
-    no global random state is read. If the generator's card says ``mirror``, members of odd seeds have kernels
-    mirrored left to right, so an ensemble is best made of consecutive seeds.
+    no global random state is read. If the generator's config says ``mirror``, members of odd seeds have
+    kernels mirrored left to right, so an ensemble is best made of consecutive seeds.
 
     Args:
         model: any network; it is not called.

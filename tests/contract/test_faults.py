@@ -270,7 +270,7 @@ class TestErrors:
 
 STAGES = {
     "resolve": ["hub.manifest.read", "hub.registry.locate"],
-    "verify": ["hub.registry.sha256", "hub.file.read_header", "hub.file.check_card"],
+    "verify": ["hub.registry.sha256", "hub.file.read_header", "hub.file.check_config"],
     "load": ["hub.file._build", "hub.file._compare", "generators.base.WeightGenerator.eval"],
     "trace": ["graph.tracer.trace._run", "graph.tracer.trace.assemble"],
     "plan": [

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torch_geninit as geninit
-from tests.conftest import ghn_card, vae_card
+from tests.conftest import ghn_config, vae_config
 from tests.support.contract import AMBIENT, Broken, ambient, same, settings_of_torch, state, values
 from tests.support.random_networks import Recipe, permute
 from torch_geninit.generators.base import WeightGenerator
@@ -40,7 +40,7 @@ class Anything(WeightGenerator):
     """Fill every parameter that a verb offers, from tiles smaller than it, and trust itself always."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__({**(vae_card() if kind == "vae" else ghn_card(4)), "kind": kind})
+        super().__init__({**(vae_config() if kind == "vae" else ghn_config(4)), "kind": kind})
 
     def refusal(self, entry: Any, architecture: Any) -> str | None:
         return None
@@ -69,23 +69,23 @@ class All(list[str]):
 
 def hypernetwork(noise: int) -> GraphHyperNetwork:
     """A small real one with every part of the decoder, trusted with all that it can decode."""
-    card = ghn_card(noise)
-    card["sizes"] |= {"linear_rank": 4, "depthwise_rank": 4, "basis": 3}
-    card["trained"]["kinds"] = All()
+    config = ghn_config(noise)
+    config["sizes"] |= {"linear_rank": 4, "depthwise_rank": 4, "basis": 3}
+    config["trained"]["kinds"] = All()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GraphHyperNetwork(card).eval().requires_grad_(False)
+        return GraphHyperNetwork(config).eval().requires_grad_(False)
 
 
 def slices() -> SliceVAEs:
     """One VAE for each kernel size, so that none is chosen by depth."""
-    card = vae_card()
-    record = card["sizes"]["layers"][0]
+    config = vae_config()
+    record = config["sizes"]["layers"][0]
     kernels = [[k] * dims for k in (1, 3) for dims in (1, 2, 3)]
-    card["sizes"]["layers"] = [record | {"name": f"{k}", "kernel_size": k} for k in kernels]
+    config["sizes"]["layers"] = [record | {"name": f"{k}", "kernel_size": k} for k in kernels]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SliceVAEs(card).eval().requires_grad_(False)
+        return SliceVAEs(config).eval().requires_grad_(False)
 
 
 GENERATORS: dict[str, dict[str, WeightGenerator]] = {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import torch_geninit as geninit
-from tests.conftest import ghn_card
+from tests.conftest import ghn_config
 from torch_geninit.generators.entry import Route
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.planning.plan import Plan
@@ -31,15 +31,15 @@ FILLED = (Route.GENERATED, Route.TIED)
 @pytest.fixture(scope="module")
 def ghn() -> GraphHyperNetwork:
     """A small hypernetwork with every part, that says it knows every common kind of parameter."""
-    card = ghn_card()
-    card["sizes"].update(linear_rank=4, depthwise_rank=4, basis=2)
+    config = ghn_config()
+    config["sizes"].update(linear_rank=4, depthwise_rank=4, basis=2)
     layers = ("linear", "batch_norm", "layer_norm", "group_norm", "rms_norm", "scale", "bias", "attention")
     kinds = [f"{layer} {role}" for layer in layers for role in ("weight", "bias")]
     kinds += [f"{k}x{k} {sort}convolution" for k in (1, 3, 5) for sort in ("", "depthwise ", "grouped ")]
-    card["trained"]["kinds"] = [*kinds, "conv bias", "token weight"]
+    config["trained"]["kinds"] = [*kinds, "conv bias", "token weight"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GraphHyperNetwork(card).eval().requires_grad_(False)
+        return GraphHyperNetwork(config).eval().requires_grad_(False)
 
 
 def image(channels: int = 3) -> Tensor:

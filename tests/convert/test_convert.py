@@ -42,8 +42,8 @@ def test_every_format_of_every_family_converts(name: str, form: str, tmp_path: P
     generator = read(tmp_path / "ghn.safetensors")
     assert isinstance(generator, PublishedGHN)
     assert same(generator, state)
-    assert generator.card["licence"] == "MIT"
-    assert generator.card["sizes"] == FAMILIES[name]
+    assert generator.config["licence"] == "MIT"
+    assert generator.config["sizes"] == FAMILIES[name]
 
 
 @pytest.mark.parametrize("form", PICKLES | PACKED)
@@ -62,7 +62,7 @@ def test_checkpoint_with_config_converts(form: str, tmp_path: Path) -> None:
     )
     generator = convert(tmp_path / "checkpoint", tmp_path / "ghn.safetensors")
     assert same(generator, state)
-    assert not generator.card["sizes"]["weight_norm"]
+    assert not generator.config["sizes"]["weight_norm"]
 
 
 def test_module_state_dict_with_metadata_and_parameters_converts(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_command_line(checkpoint: Path) -> None:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     assert re.match(r"wrote out\.safetensors: GHN-2, \d+ values, 10 classes\n", done.stdout)
     assert "ghn_(model, pretrained='out.safetensors')" in done.stdout
-    assert read(folder / "out.safetensors").card["licence"] == "MIT"
+    assert read(folder / "out.safetensors").config["licence"] == "MIT"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -43,7 +43,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
 def test_source_on_the_hub_is_pinned_to_its_commit(revision: str, server: FakeHub, tmp_path: Path) -> None:
     generator = convert(f"someone/ghn3:ghn.pt@{revision}", tmp_path / "ghn.safetensors")
     assert same(generator, original("GHN-2"))
-    assert generator.card["trained"]["source"] == f"someone/ghn3:ghn.pt@{COMMIT}"
+    assert generator.config["trained"]["source"] == f"someone/ghn3:ghn.pt@{COMMIT}"
     (downloaded,) = (path for method, path in server.requests if method == "GET" and "/resolve/" in path)
     assert f"/resolve/{COMMIT}/" in downloaded
 
@@ -55,7 +55,7 @@ def test_branch_that_is_cached_needs_no_hub(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     huggingface_hub.close_session()
     generator = convert("someone/ghn3:ghn.pt@main", tmp_path / "ghn.safetensors")
-    assert generator.card["trained"]["source"] == f"someone/ghn3:ghn.pt@{COMMIT}"
+    assert generator.config["trained"]["source"] == f"someone/ghn3:ghn.pt@{COMMIT}"
 
 
 @pytest.mark.parametrize("source", ["other/repo:ghn.pt@main", f"someone/ghn3:other.pt@{COMMIT}"])

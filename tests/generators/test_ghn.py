@@ -44,7 +44,7 @@ KINDS = [
 ]
 
 
-def card(**more: object) -> dict[str, object]:
+def config(**more: object) -> dict[str, object]:
     networks = [ResNet(b, (8, 16), 10) for b in ((1, 1), (2, 1), (2, 3))]
     seen = summarise(profile(trace(network, torch.zeros(1, 3, 32, 32))) for network in networks)
     trained = {
@@ -58,7 +58,7 @@ def card(**more: object) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def generator() -> GraphHyperNetwork:
     torch.manual_seed(0)
-    made = GraphHyperNetwork(card())
+    made = GraphHyperNetwork(config())
     for parameter in made.parameters():  # biases and gains start near zero and would hide mistakes
         nn.init.normal_(parameter, std=0.3)
     return made.eval()
@@ -148,7 +148,7 @@ def test_a_parameter_does_not_depend_on_which_others_are_asked_for(
 def test_noise_changes_members_and_zero_scale_does_not(generator: GraphHyperNetwork) -> None:
     def member(seed: int, scale: float) -> torch.Tensor:
         torch.manual_seed(0)
-        noisy = GraphHyperNetwork(card())
+        noisy = GraphHyperNetwork(config())
         noisy.load_state_dict(generator.state_dict())
         model = ResNet((2, 1), (8, 16), 10)
         geninit.noise_ghn_(model, seed, pretrained=noisy, noise_scale=scale)
@@ -162,7 +162,7 @@ def test_noise_changes_members_and_zero_scale_does_not(generator: GraphHyperNetw
 @pytest.mark.parametrize("shared", [False, True])
 def test_noise_is_each_node_s_own_or_shared_by_all(generator: GraphHyperNetwork, shared: bool) -> None:
     """The noise that reaches the decoder, node by node, seen at its first layer's input."""
-    noisy = GraphHyperNetwork({**card(), "shared_noise": shared})
+    noisy = GraphHyperNetwork({**config(), "shared_noise": shared})
     noisy.load_state_dict(generator.state_dict())
     seen: list[torch.Tensor] = []
     noisy.decoder.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -175,7 +175,7 @@ def test_noise_is_each_node_s_own_or_shared_by_all(generator: GraphHyperNetwork,
 
 def test_a_member_of_an_odd_seed_sees_mirrored_images(generator: GraphHyperNetwork) -> None:
     """Without strides, and but for that seed's noise, it is the same function of the mirrored image."""
-    mirroring = GraphHyperNetwork(card(mirror=True)).eval()
+    mirroring = GraphHyperNetwork(config(mirror=True)).eval()
     mirroring.load_state_dict(generator.state_dict())
 
     def member(pretrained: GraphHyperNetwork, seed: int, scale: float = 1.0) -> nn.Module:
@@ -214,11 +214,11 @@ def test_kernels_alone_are_mirrored() -> None:
 @pytest.mark.parametrize("more", [{"mirror": 1}, {"mirror": True, "sizes": {**SIZES, "noise": 0}}])
 def test_mirrored_members_need_noise(more: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="mirror: expected false, or true for a generator with noise"):
-        GraphHyperNetwork.check_card(card(**more))
+        GraphHyperNetwork.check_config(config(**more))
 
 
 def test_kernel_scale_acts_on_normalised_kernels_alone(generator: GraphHyperNetwork) -> None:
-    scaled = GraphHyperNetwork(card(kernel_scale=2.0)).eval()
+    scaled = GraphHyperNetwork(config(kernel_scale=2.0)).eval()
     scaled.load_state_dict(generator.state_dict())
 
     def made(pretrained: GraphHyperNetwork) -> list[torch.Tensor]:
@@ -233,7 +233,7 @@ def test_kernel_scale_acts_on_normalised_kernels_alone(generator: GraphHyperNetw
 
 
 def test_untrusted_network_is_left_alone_with_one_warning(generator: GraphHyperNetwork) -> None:
-    model = resnet20()  # deeper and wider than this card's networks
+    model = resnet20()  # deeper and wider than this config's networks
     before = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.warns(geninit.GenInitWarning, match="trained on") as caught:
         geninit.ghn_(model, pretrained=generator)
@@ -242,7 +242,7 @@ def test_untrusted_network_is_left_alone_with_one_warning(generator: GraphHyperN
 
 
 def test_wide_layers_have_no_equal_filters(generator: GraphHyperNetwork) -> None:
-    wide = dict(card())
+    wide = dict(config())
     wide["trained"] = {**wide["trained"], "threshold": 1e9}
     made = GraphHyperNetwork(wide)
     made.load_state_dict(generator.state_dict())
@@ -259,7 +259,7 @@ def test_wide_layers_have_no_equal_filters(generator: GraphHyperNetwork) -> None
 def test_file_round_trip_keeps_predictions(generator: GraphHyperNetwork, tmp_path: Path) -> None:
     from torch_geninit.graph import vocabulary
 
-    full = card(
+    full = config(
         format_version=1,
         vocabulary={"version": vocabulary.VERSION, "graphs": {}},
         input={"size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3},

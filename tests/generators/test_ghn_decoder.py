@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.generators.test_ghn import card
+from tests.generators.test_ghn import config
 from tests.support.reference import ghn_reference as reference
 from torch_geninit.generators.compact import Tile
 from torch_geninit.generators.ghn.model import GraphHyperNetwork, kind
@@ -27,7 +27,7 @@ IMAGE = torch.zeros(1, 3, 32, 32)
 @pytest.fixture(scope="module")
 def generator() -> GraphHyperNetwork:
     torch.manual_seed(0)
-    made = GraphHyperNetwork(card())
+    made = GraphHyperNetwork(config())
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.3)
     return made.eval()
@@ -47,8 +47,8 @@ def transformer() -> tuple[nn.Module, object]:
 
 @torch.no_grad()
 def test_factored_templates_reach_wide_layers_whole() -> None:
-    sizes = {**card()["sizes"], "channels": 24, "factors": 3, "rank": 5}
-    decoder = GraphHyperNetwork({**card(), "sizes": sizes}).decoder
+    sizes = {**config()["sizes"], "channels": 24, "factors": 3, "rank": 5}
+    decoder = GraphHyperNetwork({**config(), "sizes": sizes}).decoder
     bank = decoder.banks["conv"]
     mixed = torch.randn(2, sizes["mix"])
     coefficients = mixed @ bank.coefficients.weight.T + bank.coefficients.bias

@@ -61,7 +61,7 @@ def test_long_chain_has_virtual_edges_up_to_fifty_only() -> None:
 @pytest.mark.parametrize("classes", [5, 10, 1000])
 def test_shape_encoder_is_the_twin(kernel: int, classes: int) -> None:
     generator = tiny(2 if kernel == 11 else 3)
-    generator = PublishedGHN({**generator.card, "classes": [str(i) for i in range(classes)]})
+    generator = PublishedGHN({**generator.config, "classes": [str(i) for i in range(classes)]})
     state = {name: value.detach() for name, value in generator.state_dict().items()}
     shapes: list[tuple[int, ...] | None] = [None]
     shapes += [(n, m, 1, 1) for n in range(1, 80) for m in (1, 2, 3, 6, 60, 4090, 4100, 9000, classes)]

@@ -160,7 +160,7 @@ def test_what_no_vae_makes_is_refused_with_a_reason():
         ({"layers": [record() | {"depthwise": "no"}]}, "depthwise"),
     ],
 )
-def test_a_card_with_impossible_sizes_is_refused(change, message):
+def test_a_config_with_impossible_sizes_is_refused(change, message):
     sizes = {"decoder": "slice", "latent": 2, "hidden": 4, "layers": [record()], **change}
     with pytest.raises(ValueError, match=message):
         SliceVAEs({"sizes": sizes})
@@ -170,7 +170,7 @@ def test_a_card_with_impossible_sizes_is_refused(change, message):
 
 def test_a_generator_file_gives_the_same_weights(tmp_path):
     generator = random_vaes()
-    generator.card |= {
+    generator.config |= {
         "kind": "vae",
         "vocabulary": {"version": 1, "graphs": {}},
         "trained": {},

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
-from tests.support.toy_generator import KIND, Toy, card, pack, toy
+from tests.support.toy_generator import KIND, Toy, config, pack, toy
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.hub import file
 from torch_geninit.hub.config import KINDS
@@ -37,9 +37,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "toy.safetensors"
 
 
-def raw(changed_card: Any = None, tensors: dict[str, torch.Tensor] | None = None) -> bytes:
-    """A file made with the safetensors library alone, from any card and any tensors."""
-    text = changed_card if isinstance(changed_card, str) else json.dumps(changed_card or card())
+def raw(changed_config: Any = None, tensors: dict[str, torch.Tensor] | None = None) -> bytes:
+    """A file made with the safetensors library alone, from any config and any tensors."""
+    text = changed_config if isinstance(changed_config, str) else json.dumps(changed_config or config())
     return save(tensors or toy().state_dict(), {"torch_geninit": text})
 
 
@@ -63,12 +63,12 @@ def resident(entry: str) -> int:
 
 class TestRoundTrip:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
-    def test_values_card_and_manners(self, path: Path, dtype: torch.dtype) -> None:
+    def test_values_config_and_manners(self, path: Path, dtype: torch.dtype) -> None:
         written = toy()
         file.write(written, path, dtype)
         generator = file.read(path)
         assert type(generator) is Toy
-        assert generator.card == written.card
+        assert generator.config == written.config
         assert not generator.training
         for name, tensor in generator.state_dict().items():
             expected = written.state_dict()[name]
@@ -85,7 +85,7 @@ class TestRoundTrip:
 
     def test_bytes_depend_on_nothing_else(self, tmp_path: Path) -> None:
         shuffled = toy()
-        shuffled.card = dict(reversed(shuffled.card.items()))
+        shuffled.config = dict(reversed(shuffled.config.items()))
         for name, generator in (("a", toy()), ("b", shuffled)):
             file.write(generator, tmp_path / name)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -111,7 +111,7 @@ class TestRoundTrip:
         except OSError:
             pytest.skip("no peak of memory is measured here")
         before = resident("VmRSS")
-        assert file.read(path).card["sizes"]["depth"] == 24
+        assert file.read(path).config["sizes"]["depth"] == 24
         assert resident("VmHWM") - before < 1.3 * path.stat().st_size
 
     @pytest.mark.parametrize("byte_order", ["little", "big"])
@@ -148,15 +148,15 @@ class TestRoundTrip:
         with pytest.raises(ValueError, match=r"layers\.1\.bias.*float16.*float32"):
             file.write(huge, path)
         incomplete = toy()
-        del incomplete.card["licence"]
+        del incomplete.config["licence"]
         with pytest.raises(ValueError, match="licence"):
             file.write(incomplete, path)
         assert path.read_bytes() == before
         assert os.listdir(path.parent) == [path.name]
 
-    def test_card_alone(self, path: Path) -> None:
+    def test_config_alone(self, path: Path) -> None:
         file.write(toy(), path)
-        assert file.read_card(path) == card()
+        assert file.read_config(path) == config()
 
 
 class TestNotAGeneratorFile:
@@ -201,7 +201,7 @@ class TestNotAGeneratorFile:
 
     def test_plain_weights(self, path: Path) -> None:
         save_file({"weight": torch.zeros(2)}, path)
-        refused(path, path.read_bytes(), "no 'torch_geninit' card", "load_model")
+        refused(path, path.read_bytes(), "no 'torch_geninit' config", "load_model")
 
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -273,7 +273,7 @@ class TestHeader:
             file.read(path)
 
 
-class TestCard:
+class TestConfig:
     @pytest.mark.parametrize(
         ("changes", "part"),
         [
@@ -307,19 +307,19 @@ class TestCard:
         ],
     )
     def test_refused(self, path: Path, changes: dict[str, Any], part: str) -> None:
-        refused(path, raw(card(**changes)), part)
+        refused(path, raw(config(**changes)), part)
 
-    @pytest.mark.parametrize("entry", sorted(card()))
+    @pytest.mark.parametrize("entry", sorted(config()))
     def test_missing_entry_is_named(self, path: Path, entry: str) -> None:
-        refused(path, raw({key: value for key, value in card().items() if key != entry}), "lacks", entry)
+        refused(path, raw({key: value for key, value in config().items() if key != entry}), "lacks", entry)
 
     @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"kind":"ghn","kind":"vae"}', "[" * 100_000])
     def test_not_an_object(self, path: Path, text: str) -> None:
         refused(path, raw(text))
 
     def test_class_without_a_check_is_fine(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr(Toy, "check_card")
-        path.write_bytes(raw(card(trained={"epochs": 0})))
+        monkeypatch.delattr(Toy, "check_config")
+        path.write_bytes(raw(config(trained={"epochs": 0})))
         assert isinstance(file.read(path), Toy)
 
 
@@ -352,13 +352,13 @@ class TestTensors:
         tensors["layers.1.bias"] = torch.tensor([0.0, value, 0.0, 0.0], dtype=torch.float16)
         refused(path, raw(tensors=tensors), "'layers.1.bias' holds NaN or infinite")
 
-    def test_card_that_lies_about_sizes_builds_nothing(self, path: Path) -> None:
+    def test_config_that_lies_about_sizes_builds_nothing(self, path: Path) -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # A terabyte of parameters, were they allocated.
-        refused(path, raw(card(sizes={"width": 2**19, "depth": 2})), "expected shape (524288, 524288)")
+        refused(path, raw(config(sizes={"width": 2**19, "depth": 2})), "expected shape (524288, 524288)")
         start = time.process_time()
         refused(
-            path, raw(card(sizes={"width": 1, "depth": 2**20})), "far more parameters than the file holds"
+            path, raw(config(sizes={"width": 1, "depth": 2**20})), "far more parameters than the file holds"
         )
         assert time.process_time() - start < 10
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 * 1024
@@ -368,8 +368,8 @@ class TestTensors:
     ) -> None:
         """Initialisers switch it off and on through the very mode that counts the calls."""
 
-        def normed(self: Toy, card: dict[str, Any]) -> None:
-            WeightGenerator.__init__(self, card)
+        def normed(self: Toy, config: dict[str, Any]) -> None:
+            WeightGenerator.__init__(self, config)
             self.norms = nn.ModuleList(nn.LayerNorm(2) for _ in range(2))
 
         outline = file._Outline
@@ -378,7 +378,7 @@ class TestTensors:
         for calls in range(60):
             monkeypatch.setattr(file, "_Outline", lambda _, calls=calls: outline(calls))
             try:
-                file._build(path, card(), 1)
+                file._build(path, config(), 1)
             except file.GeneratorFileError:
                 stopped.append(calls)
             enabled = torch.is_grad_enabled()
@@ -389,8 +389,8 @@ class TestTensors:
     def test_a_class_whose_tensors_no_file_restores_is_named(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def build(self: Toy, card: dict[str, Any]) -> None:
-            WeightGenerator.__init__(self, card)
+        def build(self: Toy, config: dict[str, Any]) -> None:
+            WeightGenerator.__init__(self, config)
             self.layer = nn.Linear(2, 2)
             self.register_buffer("table", torch.arange(3.0), persistent=False)
 

@@ -194,14 +194,14 @@ class TestShipped:
             if record_.repo_id is None:
                 assert name in files, f"{record_.name} is not published, so its file has to ship"
             if name in files:
-                card = file.read_card(files[name])
-                assert (card["kind"], card["licence"]) == (record_.kind, record_.licence)
-                assert (card["vocabulary"], card["input"]) == (record_.vocabulary, record_.input)
+                config = file.read_config(files[name])
+                assert (config["kind"], config["licence"]) == (record_.kind, record_.licence)
+                assert (config["vocabulary"], config["input"]) == (record_.vocabulary, record_.input)
 
     def test_todays_tracer_sees_the_graphs_of_training(self) -> None:
         for record_ in manifest.read():
             if record_.vocabulary["graphs"] and (path := manifest.SHIPPED / record_.filename).exists():
-                classes = len(file.read_card(path)["classes"])
+                classes = len(file.read_config(path)["classes"])
                 graphs = reference_graphs(classes, record_.input["size"])
                 assert record_.vocabulary == {"version": vocabulary.VERSION, "graphs": graphs}
 

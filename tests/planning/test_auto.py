@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
-from tests.conftest import ghn_card
+from tests.conftest import ghn_config
 from tests.support.toy_generator import record
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
@@ -54,15 +54,15 @@ def generator(
     width: float = 0.0,
 ) -> GraphHyperNetwork:
     """A hypernetwork that trusts itself up to ``threshold`` and expects ``accuracy`` of everything."""
-    card = ghn_card(noise)
-    card["trained"]["threshold"] = threshold
-    card["trained"]["kinds"] = [kind for kind in (*card["trained"]["kinds"], *more) if kind not in less]
-    card["trained"]["ranges"]["widest convolution (log2)"] = [0.0, width]
+    config = ghn_config(noise)
+    config["trained"]["threshold"] = threshold
+    config["trained"]["kinds"] = [kind for kind in (*config["trained"]["kinds"], *more) if kind not in less]
+    config["trained"]["ranges"]["widest convolution (log2)"] = [0.0, width]
     if accuracy is not None:
-        card["measured"] = measured(accuracy)
+        config["measured"] = measured(accuracy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GraphHyperNetwork(card).eval().requires_grad_(False)
+        return GraphHyperNetwork(config).eval().requires_grad_(False)
 
 
 def measured(accuracy: float) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = folder / f"{name}.safetensors"
         write(one, path, torch.float32)
         content = path.read_bytes()
-        about = {"name": name, "kind": one.card["kind"], "filename": path.name, "size": len(content)}
+        about = {"name": name, "kind": one.config["kind"], "filename": path.name, "size": len(content)}
         records.append(record(content, **about, sha256=hashlib.sha256(content).hexdigest()))
     (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, "generators": records}))
     monkeypatch.setattr(manifest, "SHIPPED", folder)

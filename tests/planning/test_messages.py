@@ -63,7 +63,7 @@ def test_a_part_that_is_kept_while_others_are_filled_is_not_mentioned(verb: Verb
 @pytest.mark.parametrize("unfilled", ["keep", "reset"])
 def test_at_most_three_lines(tiny: Generators, untrusted: str, unfilled: str) -> None:
     generator = copy.deepcopy(tiny("ghn"))
-    generator.card["trained"] |= {"threshold": -1.0}
+    generator.config["trained"] |= {"threshold": -1.0}
     made = geninit.plan(mixed(), pretrained=generator, untrusted=untrusted)
     text = str(messages.warning(made, unfilled=unfilled))  # type: ignore[arg-type]
     assert made.skipped and 1 <= len(text.splitlines()) <= 3

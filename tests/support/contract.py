@@ -144,7 +144,7 @@ class Broken(WeightGenerator):
     """A generator that fails in a chosen way; everything else is a real one's."""
 
     def __init__(self, inner: WeightGenerator, spoil: Callable[[dict[str, Compact]], Any]) -> None:
-        super().__init__(inner.card)
+        super().__init__(inner.config)
         self.inner, self.spoil = inner, spoil
 
     def refusal(self, entry: Any, architecture: Any) -> str | None:

@@ -240,7 +240,7 @@ def read_generator(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     generator = file.read(path)
     assert all(torch.isfinite(value).all() for value in generator.state_dict().values())
-    assert generator.card == file.read_card(path)
+    assert generator.config == file.read_config(path)
 
 
 def read_manifest(content: bytes, path: Path) -> None:

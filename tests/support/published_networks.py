@@ -77,12 +77,12 @@ def tiny(family: int, seed: int = 0, **changes: Any) -> PublishedGHN:
     sizes |= {"layers": 2, "heads": 4} if family == 3 else {"layers": 0, "heads": 0}
     sizes |= {"virtual_edges": family == 2, "layer_norm": True, "weight_norm": True}
     sizes |= {"hypernet": "gnn", "decoder": "conv"}
-    card = {
+    config = {
         "kind": "published-ghn",
         "sizes": {"family": family, **sizes, **changes},
         "classes": [str(i) for i in range(10)],
     }
-    generator = PublishedGHN(card)
+    generator = PublishedGHN(config)
     stream = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in generator.parameters():

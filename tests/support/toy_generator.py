@@ -17,23 +17,23 @@ class Toy(WeightGenerator):
 
     kind = "ghn"
 
-    def __init__(self, card: dict[str, Any]) -> None:
-        super().__init__(card)
-        sizes = card["sizes"]
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        sizes = config["sizes"]
         self.layers = nn.ModuleList(nn.Linear(sizes["width"], sizes["width"]) for _ in range(sizes["depth"]))
         self.register_buffer("steps", torch.tensor(7))
 
     @staticmethod
-    def check_card(card: dict[str, Any]) -> None:
-        if card["trained"].get("epochs", 1) < 1:
+    def check_config(config: dict[str, Any]) -> None:
+        if config["trained"].get("epochs", 1) < 1:
             raise ValueError("trained.epochs: expected at least 1")
 
 
 KIND = {"ghn": ("tests.support.toy_generator", "Toy")}
 
 
-def card(**changes: Any) -> dict[str, Any]:
-    """A complete card of a Toy."""
+def config(**changes: Any) -> dict[str, Any]:
+    """A complete config of a Toy."""
     return {
         "kind": "ghn",
         "format_version": 1,
@@ -49,7 +49,7 @@ def card(**changes: Any) -> dict[str, Any]:
 
 def toy(**changes: Any) -> Toy:
     """A Toy whose values float16 holds exactly."""
-    generator = Toy(card(**changes))
+    generator = Toy(config(**changes))
     with torch.no_grad():
         for index, parameter in enumerate(generator.parameters()):
             parameter.copy_(torch.arange(parameter.numel()).view_as(parameter) / 8 - index)

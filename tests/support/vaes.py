@@ -19,10 +19,10 @@ def record(name="conv", kernel_size=(3, 3), fan_in=36, depth=0.5, std=0.5, input
     return {"name": name, "depth": depth, "std": std, **sizes}
 
 
-def random_vaes(*layers, decoder="slice", latent=3, hidden=5, seed=0, **card):
+def random_vaes(*layers, decoder="slice", latent=3, hidden=5, seed=0, **config):
     """VAEs with random tensors, so that every one of them matters."""
     sizes = {"decoder": decoder, "latent": latent, "hidden": hidden, "layers": list(layers) or [record()]}
-    generator = SliceVAEs({"sizes": sizes, **card}).requires_grad_(False).eval()
+    generator = SliceVAEs({"sizes": sizes, **config}).requires_grad_(False).eval()
     noise = torch.Generator().manual_seed(seed)
     for name, tensor in generator.state_dict().items():
         tensor.normal_(generator=noise).mul_(0.5)

@@ -45,8 +45,8 @@ def images() -> Split:
             pixels.append(pil_to_tensor(Image.open(io.BytesIO(file.read())).convert("RGB")))
     classes = tuple(sorted(taken))
     labels = torch.tensor([classes.index(name) for name in names])
-    card = geninit.load("ghn-cifar10").card["input"]
-    return Split(torch.stack(pixels), labels, tuple(card["mean"]), tuple(card["std"]), classes)
+    config = geninit.load("ghn-cifar10").config["input"]
+    return Split(torch.stack(pixels), labels, tuple(config["mean"]), tuple(config["std"]), classes)
 
 
 def accuracy(model: nn.Module, images: Split) -> float:
@@ -67,6 +67,6 @@ def test_noise_ghn_members_classify_and_differ(images: Split) -> None:
     assert 0.03 < (first != second).float().mean() < 0.3
 
 
-def test_classes_of_the_cards_are_those_of_the_data(images: Split) -> None:
+def test_classes_of_the_configs_are_those_of_the_data(images: Split) -> None:
     for name in ("ghn-cifar10", "noise-ghn-cifar10"):
-        assert tuple(geninit.load(name).card["classes"]) == images.classes
+        assert tuple(geninit.load(name).config["classes"]) == images.classes

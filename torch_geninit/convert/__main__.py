@@ -26,7 +26,7 @@ from torch import Tensor
 from torch_geninit.convert.archives import ConversionError, read
 from torch_geninit.generators.published.model import PublishedGHN
 from torch_geninit.graph.vocabulary import VERSION
-from torch_geninit.hub.config import FORMAT_VERSION, check_card
+from torch_geninit.hub.config import FORMAT_VERSION, check_config
 from torch_geninit.hub.download import HubError, Source, fetch, pinned
 from torch_geninit.hub.file import METADATA_KEY, finite
 
@@ -61,8 +61,8 @@ def convert(
     text, goal = os.fspath(source), Path(target)
     _check_target(goal, Path(text))
     path, origin = _local(text)
-    state, config = read(path)
-    generator = build(state, config, source=origin, licence=licence)
+    state, published = read(path)
+    generator = build(state, published, source=origin, licence=licence)
     _write(generator, goal)
     return generator
 
@@ -86,7 +86,7 @@ def _check_target(target: Path, source: Path) -> None:
 
 
 def _local(source: str) -> tuple[Path, str]:
-    """Return the local file of ``source``, and where it came from in words for the card."""
+    """Return the local file of ``source``, and where it came from in words for the config."""
     path = Path(source)
     if path.is_file():
         return path, path.name
@@ -110,9 +110,9 @@ def _local(source: str) -> tuple[Path, str]:
 
 
 def build(
-    state: Mapping[str, Tensor], config: Mapping[str, Any], *, source: str = "", licence: str | None = None
+    state: Mapping[str, Tensor], published: Mapping[str, Any], *, source: str = "", licence: str | None = None
 ) -> PublishedGHN:
-    """Return the generator of a state dict with the originals' names; ``config`` may be empty.
+    """Return the generator of a state dict with the originals' names; ``published`` may be empty.
 
     Raises:
         ConversionError: names what is missing, left over or of another shape.
@@ -120,9 +120,9 @@ def build(
     renamed = {_renamed(name): value for name, value in state.items()}
     # 1 x 1 convolutions in GHN-2, linear layers in GHN-3
     values = {n: v.flatten(1) if v.ndim == 4 and v.shape[2:] == (1, 1) else v for n, v in renamed.items()}
-    card = _card(values, config, source, licence)
+    config = _config(values, published, source, licence)
     with torch.device("meta"):
-        generator = PublishedGHN(card)
+        generator = PublishedGHN(config)
     expected = {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in values.items()}
     wrong = [name for name in (*expected, *found) if expected.get(name) != found.get(name)]
@@ -190,21 +190,21 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _card(
-    values: Mapping[str, Tensor], config: Mapping[str, Any], source: str, licence: str | None
+def _config(
+    values: Mapping[str, Tensor], published: Mapping[str, Any], source: str, licence: str | None
 ) -> dict[str, Any]:
     sizes = _sizes({name: tuple(tensor.shape) for name, tensor in values.items()})
     classes = sizes.pop("classes")
     # GHN-1 has none of the three, and of these two alone the tensors tell
     likely = sizes["family"] == 3 or sizes["virtual_edges"] or sizes["layer_norm"]
-    sizes["weight_norm"] = config.get("weight_norm", likely)
+    sizes["weight_norm"] = published.get("weight_norm", likely)
     if type(sizes["weight_norm"]) is not bool:
         raise ConversionError(
             "the checkpoint's config says neither true nor false of weight_norm. Expected the arguments with "
             "which the GHN was built"
         )
     small = classes == 10
-    card = {
+    config = {
         "kind": PublishedGHN.kind,
         "format_version": FORMAT_VERSION,
         "vocabulary": {"version": VERSION, "graphs": {}},
@@ -219,11 +219,11 @@ def _card(
         "licence": licence or "not stated in the checkpoint; see where it was published",
     }
     try:
-        check_card(card)
-        PublishedGHN.check_card(card)
+        check_config(config)
+        PublishedGHN.check_config(config)
     except ValueError as error:
         raise ConversionError(f"the checkpoint's sizes are impossible: {error}. {_NO_GHN}") from error
-    return card
+    return config
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def _card(
 
 def _write(generator: PublishedGHN, target: Path) -> None:
     # In float32 and straight from the tensors: the largest checkpoint has 2.5 GB.
-    metadata = {METADATA_KEY: json.dumps(generator.card, sort_keys=True, separators=(",", ":"))}
+    metadata = {METADATA_KEY: json.dumps(generator.config, sort_keys=True, separators=(",", ":"))}
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         scratch.touch()
@@ -269,8 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     count = sum(tensor.numel() for tensor in generator.state_dict().values())
     sys.stdout.write(
-        f"wrote {options.target}: {_family(generator.card['sizes'])}, {count} values, "
-        f"{len(generator.card['classes'])} classes\n"
+        f"wrote {options.target}: {_family(generator.config['sizes'])}, {count} values, "
+        f"{len(generator.config['classes'])} classes\n"
         f"use it: torch_geninit.ghn_(model, pretrained={options.target!r})\n"
     )
     return 0

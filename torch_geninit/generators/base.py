@@ -1,4 +1,4 @@
-"""What every generator shares: its card, and the questions that it must answer."""
+"""What every generator shares: its config, and the questions that it must answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch_geninit.graph.architecture import Architecture
 class WeightGenerator(nn.Module):
     """Base of the networks that make weights.
 
-    A generator is built from its card's ``sizes``, is asked a request and returns compact predictions; it
+    A generator is built from its config's ``sizes``, is asked a request and returns compact predictions; it
     never sees a module, nor the plan of one.
     """
 
@@ -27,9 +27,9 @@ class WeightGenerator(nn.Module):
     source: str = ""
     """What it was loaded by: a name, a path; empty for one that was built."""
 
-    def __init__(self, card: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.card = dict(card)
+        self.config = dict(config)
 
     def trace(self, model: nn.Module, example_inputs: Any = None) -> Architecture:
         """Read ``model`` as this generator was trained to see networks; the model itself is never called."""

@@ -1,4 +1,4 @@
-"""A generator's card: the JSON object in its file's header, which says what the generator is."""
+"""A generator's config: the JSON object in its file's header, which says what the generator is."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ KINDS: dict[str, tuple[str, str]] = {
 """Kind of generator -> module and class, imported only when a file asks for it."""
 
 MAX_SIZE = 1 << 20
-"""Largest number among a card's sizes."""
+"""Largest number among a config's sizes."""
 MAX_SIZES = 10_000
-"""Most values among a card's sizes."""
+"""Most values among a config's sizes."""
 
 
-def check_card(card: Any) -> None:
+def check_config(config: Any) -> None:
     """Check the entries that every kind of generator has; ``trained`` is left to the generator's class.
 
     Raises:
         ValueError: naming the entry, what was expected and what was found.
     """
-    expect(isinstance(card, dict), "the card", "an object", card)
-    missing = [key for key in _CARD if key not in card]
+    expect(isinstance(config, dict), "the config", "an object", config)
+    missing = [key for key in _CONFIG if key not in config]
     if missing:
         raise ValueError(
-            f"the card lacks {', '.join(missing)}: expected {', '.join(_CARD)}, as torch_geninit.training "
-            "exports them; if the file was downloaded or edited, get it again"
+            f"the config lacks {', '.join(missing)}: expected {', '.join(_CONFIG)}, as "
+            "torch_geninit.training exports them; if the file was downloaded or edited, get it again"
         )
-    version = card["format_version"]
+    version = config["format_version"]
     if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(
             f"it has format version {version}, this torch-geninit reads up to {FORMAT_VERSION}; "
             "upgrade torch-geninit"
         )
-    for key, check in _CARD.items():
-        check(f"the card's {key}", card[key])
+    for key, check in _CONFIG.items():
+        check(f"the config's {key}", config[key])
 
 
 def _check_format_version(what: str, value: Any) -> None:
@@ -139,7 +139,7 @@ def _check_classes(what: str, value: Any) -> None:
     expect(named and len(value) > 0, what, "a list of different class names", value)
 
 
-_CARD: dict[str, Callable[[str, Any], None]] = {
+_CONFIG: dict[str, Callable[[str, Any], None]] = {
     "kind": _check_kind,
     "format_version": _check_format_version,
     "vocabulary": check_vocabulary,

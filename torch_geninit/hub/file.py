@@ -1,4 +1,4 @@
-"""Generator files: one safetensors file whose header carries a JSON card, read without believing either."""
+"""Generator files: one safetensors file whose header carries a JSON config, read without believing either."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch_geninit._utils import strict_json
 from torch_geninit._utils.interrupts import never_while_switching
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.hub.config import FORMAT_VERSION, KINDS, check_card
+from torch_geninit.hub.config import FORMAT_VERSION, KINDS, check_config
 from torch_geninit.hub.header import Header, HeaderError, TensorInfo, read_header
 
 METADATA_KEY = "torch_geninit"
@@ -48,7 +48,7 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
     """Read a generator file and return the generator, in float32 on the CPU, in evaluation mode.
 
     Nothing in the file is executed, and nothing is allocated on the word of its header: the network is first
-    built without storage from the card's sizes and compared with the tensors that are really there.
+    built without storage from the config's sizes and compared with the tensors that are really there.
 
     Args:
         path: a .safetensors file written by :func:`write`.
@@ -62,9 +62,9 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
     """
     path = Path(path)
     with _readable(path) as (file, header):
-        card = _card(path, header)
-        generator = _build(path, card, len(header.tensors))
-        _compare(path, card, header, generator)
+        config = _config(path, header)
+        generator = _build(path, config, len(header.tensors))
+        _compare(path, config, header, generator)
         values = {}
         with never_while_switching(), torch.inference_mode(False), torch.no_grad():
             # straight into place, in the file's order: no more than one tensor is in memory twice
@@ -114,15 +114,15 @@ def write(
     """Write ``generator`` to ``path`` so that :func:`read` gives it back; equal generators give equal bytes.
 
     Args:
-        generator: its ``card`` goes into the header, its state dict is the content.
+        generator: its ``config`` goes into the header, its state dict is the content.
         path: replaced atomically if it exists.
         dtype: of floating-point tensors in the file.
 
     Raises:
-        ValueError: if the card is incomplete, or a value is not finite in ``dtype``.
+        ValueError: if the config is incomplete, or a value is not finite in ``dtype``.
     """
-    card = {**generator.card, "format_version": FORMAT_VERSION}
-    check_card(card)
+    config = {**generator.config, "format_version": FORMAT_VERSION}
+    check_config(config)
     tensors = {}
     for name, tensor in generator.state_dict().items():
         stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
@@ -132,7 +132,7 @@ def write(
                 "if only the range is too small"
             )
         tensors[name] = stored.contiguous()
-    metadata = {METADATA_KEY: json.dumps(card, sort_keys=True, separators=(",", ":"), allow_nan=False)}
+    metadata = {METADATA_KEY: json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)}
     target = Path(path)
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -142,15 +142,15 @@ def write(
         scratch.unlink(missing_ok=True)
 
 
-def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the checked card of a generator file without reading its tensors.
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the checked config of a generator file without reading its tensors.
 
     Raises:
         GeneratorFileError: as :func:`read`, for what the header alone can show.
     """
     path = Path(path)
     with _readable(path) as (_, header):
-        return _card(path, header)
+        return _config(path, header)
 
 
 def outline(path: str | os.PathLike[str]) -> WeightGenerator:
@@ -161,9 +161,9 @@ def outline(path: str | os.PathLike[str]) -> WeightGenerator:
     """
     path = Path(path)
     with _readable(path) as (_, header):
-        card = _card(path, header)
-        generator = _build(path, card, len(header.tensors))
-        _compare(path, card, header, generator)
+        config = _config(path, header)
+        generator = _build(path, config, len(header.tensors))
+        _compare(path, config, header, generator)
     return generator.eval().requires_grad_(False)
 
 
@@ -202,20 +202,20 @@ def _open(path: Path) -> BinaryIO:
     return file
 
 
-def _card(path: Path, header: Header) -> dict[str, Any]:
+def _config(path: Path, header: Header) -> dict[str, Any]:
     text = header.metadata.get(METADATA_KEY)
     if text is None:
         raise GeneratorFileError(
-            f"{path} is a safetensors file but no generator: its header has no {METADATA_KEY!r} card. "
+            f"{path} is a safetensors file but no generator: its header has no {METADATA_KEY!r} config. "
             "To load plain weights into a model, use safetensors.torch.load_model; to convert a published "
             f"GHN, {_CONVERT.format(path.name)}."
         )
     try:
-        card = strict_json.parse(text)
-        check_card(card)
+        config = strict_json.parse(text)
+        check_config(config)
     except ValueError as error:
         raise GeneratorFileError(f"{path} can't be used: {error}") from error
-    return cast("dict[str, Any]", card)
+    return cast("dict[str, Any]", config)
 
 
 class _Outline(TorchFunctionMode):
@@ -247,27 +247,27 @@ class _Outline(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _build(path: Path, card: dict[str, Any], tensors: int) -> WeightGenerator:
-    module, name = KINDS[card["kind"]]
+def _build(path: Path, config: dict[str, Any], tensors: int) -> WeightGenerator:
+    module, name = KINDS[config["kind"]]
     cls: type[WeightGenerator] = getattr(importlib.import_module(module), name)
-    check = getattr(cls, "check_card", None)
+    check = getattr(cls, "check_config", None)
     try:
         if check is not None:
-            check(card)
+            check(config)
         # A layer makes some five calls for each of its tensors. The outline is asked when initialisers switch
         # autograd off and on, too, and may stop there: no_grad around it puts the caller's mode back.
         with never_while_switching(), torch.no_grad(), torch.device("meta"), _Outline(1_000 + 100 * tensors):
-            return cls(card)
+            return cls(config)
     except MemoryError:
         raise
     except Exception as error:
         raise GeneratorFileError(
-            f"{path} can't be used: its card's sizes or other entries don't make a {card['kind']} generator "
-            f"({type(error).__name__}: {str(error)[:300]})"
+            f"{path} can't be used: its config's sizes or other entries don't make a {config['kind']} "
+            f"generator ({type(error).__name__}: {str(error)[:300]})"
         ) from error
 
 
-def _compare(path: Path, card: dict[str, Any], header: Header, generator: WeightGenerator) -> None:
+def _compare(path: Path, config: dict[str, Any], header: Header, generator: WeightGenerator) -> None:
     expected = generator.state_dict()
     problems = [f"missing tensor {name!r}" for name in expected if name not in header.tensors]
     problems += [f"unexpected tensor {name[:100]!r}" for name in header.tensors if name not in expected]
@@ -278,8 +278,8 @@ def _compare(path: Path, card: dict[str, Any], header: Header, generator: Weight
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise GeneratorFileError(
-            f"{path} can't be used: its tensors are not those of the {card['kind']} generator that its card "
-            f"describes: {'; '.join(problems[:5])}{more}. The file was changed, or comes from another "
+            f"{path} can't be used: its tensors are not those of the {config['kind']} generator that its "
+            f"config describes: {'; '.join(problems[:5])}{more}. The file was changed, or comes from another "
             "version of torch-geninit: export it again."
         )
     stored = {id(tensor) for tensor in generator.state_dict(keep_vars=True).values()}

@@ -1,4 +1,4 @@
-"""Which of the generators at hand serves a model best, read off its graph and their cards."""
+"""Which of the generators at hand serves a model best, read off its graph and their configs."""
 
 from __future__ import annotations
 

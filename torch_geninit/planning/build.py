@@ -105,7 +105,7 @@ def plan_graph(
     if graph is not None:
         graph = align.fit(graph, refs, type(model).__name__)
     uses = graph.uses if graph is not None else {}
-    classes = len(pretrained.card["classes"])
+    classes = len(pretrained.config["classes"])
     heads = head_nodes(graph) if graph is not None else {}
 
     def decide(ref: ParameterRef) -> Decision:

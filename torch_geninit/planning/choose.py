@@ -68,11 +68,11 @@ def choose(
     if automatic:
         pretrained, options = _automatic(model, method, hub, options, refs)
     if isinstance(pretrained, WeightGenerator):
-        generator, source = pretrained, pretrained.source or str(pretrained.card["kind"])
+        generator, source = pretrained, pretrained.source or str(pretrained.config["kind"])
     else:
         generator, source = registry.resolve(pretrained, hub), os.fspath(pretrained)
     generator.check_unchanged(source)
-    kind = generator.card["kind"]
+    kind = generator.config["kind"]
     if kind not in KINDS[method]:
         raise ValueError(
             f"pretrained={source!r} is of the wrong kind:\n"

@@ -42,7 +42,7 @@ COMMANDS = {
     "benchmark": ("report.benchmark", "time the initialisers beside torch's own initialisation"),
     "export": (
         "release.export",
-        "write a trained generator as a safetensors file with manifest record and card",
+        "write a trained generator as a safetensors file with manifest record and model card",
     ),
     "publish": ("release.publish", "upload an export to the Hugging Face Hub and pin it in the manifest"),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import ghn_card
+from tests.conftest import ghn_config
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.graph.tracer.trace import trace
 from torch_geninit.training.loops.fold import folded, narrowed, trimmed
@@ -32,17 +32,17 @@ class EveryBank(nn.Sequential):
 
 
 def generator(**sizes: int) -> GraphHyperNetwork:
-    card = ghn_card()
-    card["sizes"] |= sizes
+    config = ghn_config()
+    config["sizes"] |= sizes
     torch.manual_seed(0)
-    return GraphHyperNetwork(card).requires_grad_(False)
+    return GraphHyperNetwork(config).requires_grad_(False)
 
 
 @pytest.mark.parametrize("mix", [8, 19])
 def test_a_folded_generator_makes_the_same_weights(mix: int) -> None:
     whole = generator(**WIDE, mix=mix)
     short = folded(whole)
-    assert [short.card["sizes"][name] for name in WIDE] == [mix + 1] * 3
+    assert [short.config["sizes"][name] for name in WIDE] == [mix + 1] * 3
     model = EveryBank()
     graph = trace(model, torch.zeros(1, 3, 8, 8))
     names = [name for name, _ in model.named_parameters()]
@@ -60,7 +60,7 @@ def test_templates_have_unit_mean_square() -> None:
 def test_a_bank_of_few_templates_stays_as_it_is() -> None:
     whole = generator(**WIDE | {"rank": 9})  # as many as mix + 1
     short = folded(whole)
-    assert short.card["sizes"]["rank"] == 9
+    assert short.config["sizes"]["rank"] == 9
     assert torch.equal(short.decoder.banks["conv"].templates, whole.decoder.banks["conv"].templates)
 
 
@@ -68,7 +68,7 @@ def test_folding_leaves_the_original_alone() -> None:
     whole = generator(**WIDE)
     before = {name: value.clone() for name, value in whole.state_dict().items()}
     folded(whole)
-    assert whole.card["sizes"]["rank"] == WIDE["rank"]
+    assert whole.config["sizes"]["rank"] == WIDE["rank"]
     assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
 
 
@@ -84,7 +84,7 @@ def test_a_trimmed_generator_makes_the_same_weights_without_what_was_never_asked
     )
     graph = trace(model, torch.zeros(1, 3, 8, 8))
     short = trimmed(whole, [graph])
-    sizes = short.card["sizes"]
+    sizes = short.config["sizes"]
     assert (sizes["kernel"], sizes["linear_rank"], sizes["depthwise_rank"], sizes["basis"]) == (5, 0, 0, 0)
     assert sizes["rank"] == WIDE["rank"]
     names = [name for name, _ in model.named_parameters()]
@@ -96,7 +96,7 @@ def test_a_trimmed_generator_makes_the_same_weights_without_what_was_never_asked
 def test_nothing_is_trimmed_that_some_network_asks_for() -> None:
     whole = generator(**WIDE, kernel=3)
     short = trimmed(whole, [trace(EveryBank(), torch.zeros(1, 3, 8, 8))])
-    assert short.card["sizes"] == {**whole.card["sizes"], "basis": 0}
+    assert short.config["sizes"] == {**whole.config["sizes"], "basis": 0}
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def test_a_narrowed_generator_makes_nearly_the_same_weights() -> None:
     whole = generator(**WIDE, hidden=24, mix=20)
     seen = [trace(EveryBank(), torch.zeros(1, 3, 8, 8))]
     short = narrowed(whole, seen, rank=8)
-    assert short.card["sizes"]["narrow"] == 8
+    assert short.config["sizes"]["narrow"] == 8
     assert short.decoder.positions.weight.shape == (20 * 9, 8)
     fewer = narrowed(whole, seen, rank=2)
     assert max(errors(whole, short)) < 0.02
@@ -132,7 +132,7 @@ def test_what_is_narrow_enough_or_small_stays_as_it_is() -> None:
 def test_training_goes_on_from_a_narrowed_generator() -> None:
     whole = generator(**WIDE, hidden=24, mix=20)
     short = narrowed(whole, [trace(EveryBank(), torch.zeros(1, 3, 8, 8))], rank=8)
-    again = GraphHyperNetwork({**ghn_card(), "sizes": {**sizes_from(short, {}), "kernel": 3}})
-    assert "narrow" not in again.card["sizes"]
+    again = GraphHyperNetwork({**ghn_config(), "sizes": {**sizes_from(short, {}), "kernel": 3}})
+    assert "narrow" not in again.config["sizes"]
     warm_start_(again, short)
     assert max(errors(short, again)) < 1e-4

@@ -14,7 +14,7 @@ pytest.importorskip("torchvision")
 pytest.importorskip("tqdm")
 pytest.importorskip("torchmetrics")
 
-from tests.conftest import ghn_card
+from tests.conftest import ghn_config
 from torch_geninit.hub import file
 from torch_geninit.training.loops import ghn, ghn_learner, warm_start
 from torch_geninit.training.loops.ghn_loss import Diversity
@@ -71,7 +71,7 @@ def test_hypernetwork_learns_and_noise_starts_from_it(prepared: Path, tmp_path: 
     trained = ghn.train_ghn(prepared, tmp_path / "plain", schedule)
     lines = (tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["loss"] < 0.6  # chance is log 2
-    complete = {**ghn_card(), **{name: trained.card[name] for name in ("sizes", "classes")}}
+    complete = {**ghn_config(), **{name: trained.config[name] for name in ("sizes", "classes")}}
     exported = ghn.GraphHyperNetwork(complete)
     exported.load_state_dict(trained.state_dict())
     file.write(exported, tmp_path / "plain.safetensors", torch.float32)
@@ -88,7 +88,7 @@ def test_hypernetwork_learns_and_noise_starts_from_it(prepared: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("small")
-def test_shared_noise_is_kept_in_the_card(prepared: Path, tmp_path: Path) -> None:
+def test_shared_noise_is_kept_in_the_config(prepared: Path, tmp_path: Path) -> None:
     schedule = ghn.Schedule(((16, 1),), lr=0.0, batch_size=16)
     for shared in (False, True):
         folder = tmp_path / str(shared)

@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from tests.conftest import ghn_card
+from tests.conftest import ghn_config
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.training.loops.ghn_loss import (
     Diversity,
@@ -29,7 +29,7 @@ def network() -> Sample:
 @pytest.fixture(scope="module")
 def generator() -> GraphHyperNetwork:
     torch.manual_seed(0)
-    return GraphHyperNetwork(ghn_card(noise=0))
+    return GraphHyperNetwork(ghn_config(noise=0))
 
 
 def test_the_distance_counts_gains_from_one_and_other_vectors_and_the_classifier_from_zero(
@@ -91,7 +91,7 @@ def test_noise_is_each_node_s_own_or_shared(shared: bool) -> None:
 
 def test_the_loss_of_two_draws_stops_pulling_at_the_floor(network: Sample) -> None:
     torch.manual_seed(0)
-    noisy = GraphHyperNetwork(ghn_card(noise=4))
+    noisy = GraphHyperNetwork(ghn_config(noise=4))
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     z = Diversity().noise(len(network.architecture.nodes), 4, torch.Generator().manual_seed(1))
     losses = {}

@@ -44,8 +44,8 @@ def test_trained_vaes_reproduce_scale_correlation_and_tails(tmp_path):
         assert r["elbo"] <= r["log_likelihood"] + 0.02
         assert r["spectral_ratio"] == pytest.approx(1, abs=0.05), "these slices were drawn independently"
         assert r["nearest_ratio"] == pytest.approx(1, abs=0.1), "what is drawn is no nearer than new slices"
-    # The card's scale is that of the slices: a ResNet-20 at He's scale has He's standard deviation.
-    he = SliceVAEs({**trained.generator.card, "scale": "he"})
+    # The config's scale is that of the slices: a ResNet-20 at He's scale has He's standard deviation.
+    he = SliceVAEs({**trained.generator.config, "scale": "he"})
     he.load_state_dict(trained.generator.state_dict())
     for name, weight in drawn(he, resnet20()).items():
         law = math.sqrt(2 / math.prod(weight.shape[1:]))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ghn_card
+from tests.conftest import ghn_config
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.training.loops.fold import folded
 from torch_geninit.training.loops.ghn_loss import predicted_parameters
@@ -28,15 +28,15 @@ def network() -> Sample:
 def start() -> GraphHyperNetwork:
     """A folded generator, as files have them."""
     torch.manual_seed(0)
-    card = ghn_card(noise=0)
-    sizes = {**card["sizes"], "mix": 4, "rank": 40, "depthwise_rank": 40, "linear_rank": 40}
-    return folded(GraphHyperNetwork({**card, "sizes": sizes}))
+    config = ghn_config(noise=0)
+    sizes = {**config["sizes"], "mix": 4, "rank": 40, "depthwise_rank": 40, "linear_rank": 40}
+    return folded(GraphHyperNetwork({**config, "sizes": sizes}))
 
 
 def larger(start: GraphHyperNetwork, **sizes: int) -> GraphHyperNetwork:
     torch.manual_seed(1)
-    card: Mapping[str, Any] = {**start.card, "sizes": {**start.card["sizes"], **sizes}}
-    return GraphHyperNetwork(card)
+    config: Mapping[str, Any] = {**start.config, "sizes": {**start.config["sizes"], **sizes}}
+    return GraphHyperNetwork(config)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_channels_that_the_start_lacks_learn(start: GraphHyperNetwork, network: 
 
 
 def test_what_has_no_place_is_refused(start: GraphHyperNetwork) -> None:
-    other = larger(start, width=start.card["sizes"]["width"] * 2)
+    other = larger(start, width=start.config["sizes"]["width"] * 2)
     with pytest.raises(ValueError, match=r"the start's encoder.* expected .*the same sizes"):
         warm_start_(other, start)
     with pytest.raises(ValueError, match="--mix 3: the start has 4 mixed channels"):
@@ -79,7 +79,7 @@ def test_what_has_no_place_is_refused(start: GraphHyperNetwork) -> None:
 
 def test_a_folded_start_gets_the_usual_ranks_back(start: GraphHyperNetwork) -> None:
     sizes = sizes_from(start, {"noise": 2, "mix": 6})
-    assert (sizes["mix"], sizes["noise"], sizes["width"]) == (6, 2, start.card["sizes"]["width"])
+    assert (sizes["mix"], sizes["noise"], sizes["width"]) == (6, 2, start.config["sizes"]["width"])
     assert all(sizes[n] == SIZES[n] for n in ("rank", "linear_rank", "depthwise_rank", "kernel"))
 
 

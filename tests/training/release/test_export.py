@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from tests.conftest import ghn_card, vae_card
+from tests.conftest import ghn_config, vae_config
 from tests.support.exported import exported
 from tests.support.toy_generator import record, toy
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
@@ -43,15 +43,15 @@ class TestExport:
         _, front, body = text.split("---\n", 2)
         assert yaml.safe_load(front)["license"] == "mit"
         assert yaml.safe_load(front)["library_name"] == "torch-geninit"
-        card = huggingface_hub.ModelCard(text)
-        assert card.data.license == "mit"
+        config = huggingface_hub.ModelCard(text)
+        assert config.data.license == "mit"
         assert 'geninit.ghn_(model, pretrained="toy")' in body
         assert "| accuracy | 0.75 |\n\n| by layer | mse | kl |\n" in body
         assert "\n| conv1 | 0.25 | 1.5 |\n| conv2 | 0.5 | 2 |\n" in body
         assert manifest.read()[0].sha256 in body
 
     @pytest.mark.parametrize("kind", sorted(set(KINDS) | {"published-ghn"}))
-    def test_every_kind_has_a_card(self, kind: str) -> None:
+    def test_every_kind_has_a_model_card(self, kind: str) -> None:
         (parsed,) = manifest.parse(json.dumps({"schema": 1, "generators": [record(b"x", kind=kind)]}))
         assert 'pretrained="toy")' in model_card.render(parsed)
 
@@ -125,16 +125,16 @@ class TestFromRun:
     ) -> None:
         monkeypatch.undo()
         if kind == "vae":
-            trained: Any = SliceVAEs(vae_card())
+            trained: Any = SliceVAEs(vae_config())
             state = {"generator": trained.state_dict(), "seed": 7}
             state["card"] = {"kind": "vae", "trained": {"networks": 20}}
-            state["card"]["sizes"] = trained.card["sizes"]
+            state["card"]["sizes"] = trained.config["sizes"]
         else:
-            card = ghn_card(noise=2 if kind == "noise-ghn" else 0)
-            trained = GraphHyperNetwork({**card, "classes": ["cat", "dog"]})
+            config = ghn_config(noise=2 if kind == "noise-ghn" else 0)
+            trained = GraphHyperNetwork({**config, "classes": ["cat", "dog"]})
             state = {
                 "average": trained.state_dict(),
-                "card": {"sizes": card["sizes"], "classes": ["cat", "dog"]},
+                "card": {"sizes": config["sizes"], "classes": ["cat", "dog"]},
                 "space": {"families": {"plain": 1.0}, "pool": 2, "most_macs": 10**9, "seed": 7},
             }
         Run(tmp_path / "run").save(state)
@@ -144,15 +144,15 @@ class TestFromRun:
         options = ["--output", str(tmp_path / "out"), "--threshold", "0.5", "--kernel-scale", "2"]
         exporting.main(parser.parse_args([*common, *options]))
         read = registry.load(tmp_path / "out" / "mine.safetensors")
-        assert read.card["kind"] == kind
-        assert read.card["input"] == {"size": [3, 16, 16], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+        assert read.config["kind"] == kind
+        assert read.config["input"] == {"size": [3, 16, 16], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
         for name, tensor in read.state_dict().items():
             assert torch.equal(tensor, trained.state_dict()[name].half().float())
         if kind == "vae":
-            assert read.card["trained"] == {"networks": 20}
+            assert read.config["trained"] == {"networks": 20}
         else:
-            summary = read.card["trained"]
-            assert (summary["threshold"], read.card["kernel_scale"]) == (0.5, 2.0)
+            summary = read.config["trained"]
+            assert (summary["threshold"], read.config["kernel_scale"]) == (0.5, 2.0)
             assert {"linear weight", "linear bias"} <= set(summary["kinds"])
             assert any(pattern.startswith("input>conv>") for pattern in summary["patterns"])
         if kind == "ghn":
@@ -165,8 +165,8 @@ class TestFromRun:
             tokens = ["--run", str(tmp_path / "tokens"), *common[2:], "--output", str(tmp_path), "--mirror"]
             with pytest.raises(ValueError, match="trained on mixer, too"):
                 exporting.main(parser.parse_args(tokens))
-            assert registry.load(tmp_path / "mirrored" / "mine.safetensors").card["mirror"] is True
-            assert "mirror" not in read.card
+            assert registry.load(tmp_path / "mirrored" / "mine.safetensors").config["mirror"] is True
+            assert "mirror" not in read.config
         else:
             with pytest.raises(ValueError, match="no noise hypernetwork"):
                 exporting.main(mirrored)
@@ -193,8 +193,8 @@ class TestFromRun:
         options = ["--output", str(folder / "again"), "--measured", str(path)]
         path.write_text(json.dumps(measured))
         exporting.main(parser.parse_args([*common, *options]))
-        card = registry.load(folder / "again" / "mine.safetensors").card
-        assert card["measured"] == {name: value for name, value in measured.items() if name != "of"}
+        config = registry.load(folder / "again" / "mine.safetensors").config
+        assert config["measured"] == {name: value for name, value in measured.items() if name != "of"}
         for other in ("weights", "data"):
             path.write_text(json.dumps({**measured, "of": {**measured["of"], other: "0"}}))  # type: ignore[dict-item]
             with pytest.raises(ValueError, match="of another generator or other images"):

@@ -83,11 +83,12 @@ class Decoder(nn.Module):
     A table over positions n is a combination of cosines b_k on the grid of positions: sum_k b_k(n) V_k(x).
 
     Args:
-        sizes: of the card: ``width``, ``noise``, ``hidden``, ``mix`` (channels in which the kernel positions
-            of a layer are told apart), ``rank``, ``head_rank``, ``channels``, ``kernel``; ``factors``,
-            the rank of templates that are products of channel factors, 0 for whole ones; the optional parts
-            are left out where ``linear_rank``, ``depthwise_rank`` or ``basis`` is 0; ``narrow``, if there is
-            one, is the rank that an export has left of the matrix which tells positions apart.
+        sizes: of the config: ``width``, ``noise``, ``hidden``, ``mix`` (channels in which the kernel
+            positions of a layer are told apart), ``rank``, ``head_rank``, ``channels``, ``kernel``;
+            ``factors``, the rank of templates that are products of channel factors, 0 for whole ones; the
+            optional parts are left out where ``linear_rank``, ``depthwise_rank`` or ``basis`` is 0;
+            ``narrow``, if there is one, is the rank that an export has left of the matrix
+            which tells positions apart.
         classes: of the head.
     """
 

@@ -54,7 +54,7 @@ DECODED = 1 << 18
 class GraphHyperNetwork(WeightGenerator):
     """Predict the parameters of a network from its graph.
 
-    Card entries read here: ``sizes`` (primitives, width, rounds and those of the decoder), ``classes``,
+    Config entries read here: ``sizes`` (primitives, width, rounds and those of the decoder), ``classes``,
     ``trained`` (kinds of parameters, local patterns and ranges seen in training), ``kernel_scale``: factor on
     convolutions that only norms read. It leaves the function as it is and divides their effective
     learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction. Optional:
@@ -65,28 +65,28 @@ class GraphHyperNetwork(WeightGenerator):
 
     kind = "ghn"
 
-    def __init__(self, card: Mapping[str, Any]) -> None:
-        super().__init__(card)
-        sizes = card["sizes"]
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        sizes = config["sizes"]
         self.noise_width = int(sizes["noise"])
-        self.shared_noise = bool(card.get("shared_noise", False))
-        self.mirror = bool(card.get("mirror", False))
-        self.kernel_scale = float(card.get("kernel_scale", 1.0))
+        self.shared_noise = bool(config.get("shared_noise", False))
+        self.mirror = bool(config.get("mirror", False))
+        self.kernel_scale = float(config.get("kernel_scale", 1.0))
         self.encoder = Encoder(sizes["primitives"], sizes["width"], sizes["rounds"])
-        self.decoder = Decoder(sizes, len(card["classes"]))
+        self.decoder = Decoder(sizes, len(config["classes"]))
 
     @staticmethod
-    def check_card(card: Mapping[str, Any]) -> None:
+    def check_config(config: Mapping[str, Any]) -> None:
         """Raise a ValueError naming the entry that is not valid."""
         for name in SIZES:
-            value = card["sizes"].get(name)
+            value = config["sizes"].get(name)
             lowest = 0 if name in OPTIONAL else 1
             valid = type(value) is int and value >= lowest
             expect(valid, f"sizes.{name}", f"an integer of at least {lowest}", value)
         for name in ("narrow", "factors"):  # newer than the first files
-            value = card["sizes"].get(name, 0)
+            value = config["sizes"].get(name, 0)
             expect(type(value) is int and value >= 0, f"sizes.{name}", "an integer from 0 up", value)
-        trained = card["trained"]
+        trained = config["trained"]
         for name in ("kinds", "patterns"):
             value = trained.get(name)
             valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
@@ -102,14 +102,14 @@ class GraphHyperNetwork(WeightGenerator):
         expect(not lacking, "trained.ranges", f"all of {', '.join(MEASURES)}", f"none for {lacking}")
         threshold = trained.get("threshold")
         expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
-        scale = card.get("kernel_scale", 1.0)
+        scale = config.get("kernel_scale", 1.0)
         expect(_is_number(scale) and scale > 0, "kernel_scale", "a positive number", scale)
-        shared, mirror = card.get("shared_noise", False), card.get("mirror", False)
+        shared, mirror = config.get("shared_noise", False), config.get("mirror", False)
         expect(isinstance(shared, bool), "shared_noise", "true or false", shared)
-        possible = mirror is False or (mirror is True and card["sizes"]["noise"] > 0)
+        possible = mirror is False or (mirror is True and config["sizes"]["noise"] > 0)
         expect(possible, "mirror", "false, or true for a generator with noise", mirror)
-        if "measured" in card:
-            MeasuredNetworks.check(card["measured"])
+        if "measured" in config:
+            MeasuredNetworks.check(config["measured"])
 
     @property
     def classes(self) -> int:
@@ -182,25 +182,25 @@ class GraphHyperNetwork(WeightGenerator):
         node = architecture.nodes[entry.node]
         use = architecture.uses[entry.name][1]
         what = kind(node, use)
-        if what in self.card["trained"]["kinds"] and self.decoder.piece(node, use, head=False):
+        if what in self.config["trained"]["kinds"] and self.decoder.piece(node, use, head=False):
             return None
         named = "bias of its own" if what == "bias bias" else what
         return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {named}"
 
     def verdict(self, request: Request) -> Verdict:
-        """Judge by the distance from the training networks, and by the measured ones if the card has any."""
-        return judge(request, self.card["trained"], self.classes, self._measured)
+        """Judge by the distance from the training networks, and by the measured ones if it has any."""
+        return judge(request, self.config["trained"], self.classes, self._measured)
 
     @cached_property
     def _measured(self) -> MeasuredNetworks | None:
-        return MeasuredNetworks(self.card["measured"]) if "measured" in self.card else None
+        return MeasuredNetworks(self.config["measured"]) if "measured" in self.config else None
 
     def expectation(self, request: Request) -> Expectation | None:
-        """Ask the measured networks of the card; None without them, or for a network that was not judged."""
+        """Ask the measured networks of the config; None without them, or without a verdict."""
         if self._measured is None or request.verdict is None:
             return None
         distance = request.verdict.distance
-        return expectation(request, distance, self.card["trained"], self.classes, self._measured)
+        return expectation(request, distance, self.config["trained"], self.classes, self._measured)
 
     @torch.no_grad()
     def predict(

@@ -43,7 +43,7 @@ class _Source(NamedTuple):
 class PublishedGHN(WeightGenerator):
     """Predict what a published GHN predicts, to rounding, from a converted checkpoint.
 
-    Repeated blocks are exactly equal, as published. Card entries read here: ``sizes`` (``family`` 2 or 3,
+    Repeated blocks are exactly equal, as published. Config entries read here: ``sizes`` (``family`` 2 or 3,
     ``width``, ``channels`` [out, in], ``kernel``, ``layers``, ``heads``, the ablations ``hypernet`` "mlp"
     instead of "gnn" and ``decoder`` "mlp" instead of "conv", and the switches ``virtual_edges``,
     ``layer_norm``, ``weight_norm``) and ``classes``; :mod:`torch_geninit.convert` writes them.
@@ -53,13 +53,13 @@ class PublishedGHN(WeightGenerator):
     unread = "the published hypernetworks don't see it: layers of other types, bare parameters"
 
     @staticmethod
-    def check_card(card: Mapping[str, Any]) -> None:
+    def check_config(config: Mapping[str, Any]) -> None:
         """Check the sizes that a generator is built from, before it is.
 
         Raises:
             ValueError: naming the size, what was expected and what was found.
         """
-        sizes = card["sizes"]
+        sizes = config["sizes"]
         for name, low, high in _BOUNDS:
             value = sizes.get(name)
             if type(value) is not int or not low <= value <= high:
@@ -85,10 +85,10 @@ class PublishedGHN(WeightGenerator):
         if sizes["decoder"] == "mlp" and channels[0] != channels[1]:
             raise ValueError(f"sizes.channels: expected two equal ones for the decoder 'mlp', got {channels}")
 
-    def __init__(self, card: Mapping[str, Any]) -> None:
-        super().__init__(card)
-        sizes = card["sizes"]
-        classes = len(card["classes"])
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        sizes = config["sizes"]
+        classes = len(config["classes"])
         width, kernel = int(sizes["width"]), int(sizes["kernel"])
         out, in_ = sizes["channels"]
         self.transformer = sizes["family"] == 3

@@ -74,7 +74,7 @@ class MeasuredNetworks:
     measuring on a thousand images leaves open.
 
     Args:
-        record: entry ``measured`` of a generator's card: ``networks`` (names), ``points`` (descriptions),
+        record: entry ``measured`` of a generator's config: ``networks`` (names), ``points`` (descriptions),
             ``accuracy``, ``spread``, ``chance``, ``length``, ``signal`` and ``noise`` (standard deviations),
             ``quantile``, ``images``, and ``least``, the lower end of the interval from which a network is
             trusted.

@@ -95,7 +95,7 @@ def _name(node: Node, stem: bool, placed: bool) -> str:
 
 
 def summarise(profiles: Iterable[Profile]) -> dict[str, Any]:
-    """Return the patterns and the range of each measure over training networks, for a generator's card."""
+    """Return the patterns and the range of each measure over training networks, for a generator's config."""
     patterns: set[str] = set()
     ranges: dict[str, list[float]] = {}
     seen = list(profiles)

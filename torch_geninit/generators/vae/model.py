@@ -174,19 +174,19 @@ class SliceVAEs(WeightGenerator):
     .. math:: W = x \sqrt{\text{fan\_in}_\text{trained} / \text{fan\_in}}
         \quad\text{or}\quad W = x \sqrt{2 / \text{fan\_in}} / \text{std}_\text{trained}
 
-    Card entries read here: ``sizes`` with ``decoder`` ("slice" or "paper"), ``latent``, ``hidden`` and
+    Config entries read here: ``sizes`` with ``decoder`` ("slice" or "paper"), ``latent``, ``hidden`` and
     ``layers``, a list of objects with the fields of :class:`TrainedLayer`; ``scale``, "learned" or "he".
     """
 
     kind = "vae"
 
-    def __init__(self, card: Mapping[str, Any]) -> None:
-        super().__init__(card)
-        sizes = card["sizes"]
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        sizes = config["sizes"]
         self.layers = tuple(_trained_layer(record) for record in sizes["layers"])
         if not self.layers:
             raise ValueError("sizes.layers is empty; expected a record for each trained convolution")
-        self.scale = card.get("scale", "learned")
+        self.scale = config.get("scale", "learned")
         if self.scale not in ("learned", "he"):
             raise ValueError(f"scale: expected 'learned' or 'he', got {self.scale!r}")
         self.decoders = nn.ModuleList(_decoder(sizes, layer) for layer in self.layers)

@@ -105,7 +105,7 @@ def measure_networks(
 
 
 def fit(records: Sequence[dict[str, Any]], classes: int, images: str, least: float = LEAST) -> dict[str, Any]:
-    """Return the entry ``measured`` of a card: the process whose leave-one-out predictions are likeliest.
+    """Return the entry ``measured`` of a config: the process whose leave-one-out predictions are likeliest.
 
     For each length and ratio of noise to signal the signal is the one that makes the squared
     leave-one-out errors equal to their variances on average.
@@ -212,6 +212,8 @@ def main(arguments: argparse.Namespace) -> None:
     record = fit(records["references"], len(train.classes), arguments.on, arguments.least)
     of = {"weights": fingerprint.of_weights(generator), "data": settings["data"]}
     (folder / "measured.json").write_text(json.dumps({"of": of, **record}) + "\n")
-    judged = calibration(records["judges"], MeasuredNetworks(record), generator.card["trained"]["threshold"])
+    judged = calibration(
+        records["judges"], MeasuredNetworks(record), generator.config["trained"]["threshold"]
+    )
     (folder / "calibration.json").write_text(json.dumps(judged, indent=1) + "\n")
     print(json.dumps(judged))

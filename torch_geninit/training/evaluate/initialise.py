@@ -52,5 +52,5 @@ def fill_(
 def _method(pretrained: str | WeightGenerator) -> Method:
     if pretrained == registry.AUTO:
         return "ghn"
-    kind = geninit.load(pretrained).card["kind"]
+    kind = geninit.load(pretrained).config["kind"]
     return next((method for method, (own, *_) in KINDS.items() if kind == own), "ghn")

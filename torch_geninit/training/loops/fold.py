@@ -15,7 +15,7 @@ from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.queries import head_nodes
 
 RANKS = {"conv": "rank", "linear": "linear_rank", "depthwise": "depthwise_rank"}
-"""Bank -> its size in the card."""
+"""Bank -> its size in the config."""
 
 
 def folded(generator: GraphHyperNetwork) -> GraphHyperNetwork:
@@ -26,7 +26,7 @@ def folded(generator: GraphHyperNetwork) -> GraphHyperNetwork:
     """
     decoder = generator.decoder
     state = generator.state_dict()
-    sizes = dict(generator.card["sizes"])
+    sizes = dict(generator.config["sizes"])
     for part, size in RANKS.items():
         bank = decoder.banks[part] if part in decoder.banks else None
         if not isinstance(bank, TemplateBank) or sizes[size] <= decoder.mix + 1:
@@ -37,7 +37,7 @@ def folded(generator: GraphHyperNetwork) -> GraphHyperNetwork:
         state[f"{prefix}.coefficients.bias"] = offsets
         state[f"{prefix}.templates"] = templates
         sizes[size] = decoder.mix + 1
-    result = GraphHyperNetwork({**generator.card, "sizes": sizes})
+    result = GraphHyperNetwork({**generator.config, "sizes": sizes})
     result.load_state_dict(state)
     return result.eval()
 
@@ -59,7 +59,7 @@ def trimmed(generator: GraphHyperNetwork, seen: Iterable[Architecture]) -> Graph
                 parts.add(piece.part)
                 if piece.part in decoder.banks:
                     largest = max(largest, *piece.shape[2:])
-    sizes = dict(generator.card["sizes"])
+    sizes = dict(generator.config["sizes"])
     for part, size in RANKS.items():
         if part != "conv" and part not in parts:  # what has no bank of its own is decoded from this one
             sizes[size] = 0
@@ -71,7 +71,7 @@ def trimmed(generator: GraphHyperNetwork, seen: Iterable[Architecture]) -> Graph
     for name in ("decoder.positions.weight", "decoder.positions.bias"):
         value = state[name].view(old**2, sizes["mix"], *state[name].shape[1:])
         state[name] = value[chosen].flatten(0, 1)
-    result = GraphHyperNetwork({**generator.card, "sizes": sizes})
+    result = GraphHyperNetwork({**generator.config, "sizes": sizes})
     result.load_state_dict({name: state[name] for name in result.state_dict()})
     return result.eval()
 
@@ -86,7 +86,7 @@ def narrowed(generator: GraphHyperNetwork, seen: Sequence[Architecture], rank: i
     """
     weight = generator.decoder.positions.weight
     rows, hidden = weight.shape
-    if generator.card["sizes"].get("narrow") or rank * (rows + hidden) >= rows * hidden:
+    if generator.config["sizes"].get("narrow") or rank * (rows + hidden) >= rows * hidden:
         return generator
     states = torch.cat([_hidden_states(generator, architecture) for architecture in seen]).double()
     moment = states.T @ states / len(states)
@@ -99,7 +99,7 @@ def narrowed(generator: GraphHyperNetwork, seen: Sequence[Architecture], rank: i
     state = generator.state_dict()
     state["decoder.positions.weight"] = (left[:, :rank] * share).float()
     state["decoder.narrow.weight"] = inner.float()
-    result = GraphHyperNetwork({**generator.card, "sizes": {**generator.card["sizes"], "narrow": rank}})
+    result = GraphHyperNetwork({**generator.config, "sizes": {**generator.config["sizes"], "narrow": rank}})
     result.load_state_dict(state)
     return result.eval()
 

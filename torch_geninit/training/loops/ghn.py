@@ -77,13 +77,15 @@ def train_ghn(
     run = Run(folder)
     if world.leads:
         run.claim()
-    generator, card = _new_generator(train.classes, start, {**(sizes or {}), "noise": noise}, diversity, seed)
+    generator, config = _new_generator(
+        train.classes, start, {**(sizes or {}), "noise": noise}, diversity, seed
+    )
     generator.to(device)
     objective = Objective(generator, clip=schedule.clip, diversity=diversity, decay=decay, amp=amp)
     learner = Learner(generator, world.wrap(objective), schedule.lr)
     networks = Pool(Space(generator.classes, train.normalise(train.images[:1]), device), space, seed=seed)
     described = {
-        "card": card,
+        "card": config,
         "space": {**asdict(space), "seed": seed},
         "source": {
             "data": fingerprint.of_file(data),
@@ -122,14 +124,14 @@ def _new_generator(
 ) -> tuple[GraphHyperNetwork, dict[str, Any]]:
     """Build the generator that training begins with, random or from ``start``, and what a run says of it."""
     trained = None if start is None else geninit.load(start)
-    card: dict[str, Any] = {"sizes": sizes_from(trained, sizes), "classes": list(classes)}
+    config: dict[str, Any] = {"sizes": sizes_from(trained, sizes), "classes": list(classes)}
     if diversity.shared:
-        card["shared_noise"] = True
+        config["shared_noise"] = True
     torch.manual_seed(seed)
-    generator = GraphHyperNetwork({**card, "trained": {}})
+    generator = GraphHyperNetwork({**config, "trained": {}})
     if isinstance(trained, GraphHyperNetwork):
         warm_start_(generator, trained)
-    return generator, card
+    return generator, config
 
 
 class _Progress:

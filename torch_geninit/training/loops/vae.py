@@ -71,7 +71,7 @@ def train_vaes(
     train, held_out = split_networks(zoo_networks(zoo), seed)
     layers = read_layers(zoo, train, others, whole_first=chosen.whole_first, held_out=False)
     fewest, most = (pick(len(layer.values[0]) for layer in layers) for pick in (min, max))
-    trained = _untrained(_card(chosen, layers, train, seed), chosen, train, held_out)
+    trained = _untrained(_config(chosen, layers, train, seed), chosen, train, held_out)
     plan = {"recipe": _plain(chosen), "seed": seed, "train": list(train), "held_out": list(held_out)}
     plan["layers"] = [[layer.layer.name, len(layer.all)] for layer in layers]
     run = Run(folder)
@@ -100,7 +100,7 @@ def train_vaes(
                 **plan,
                 "generator": trained.generator.state_dict(),
                 "encoders": trained.encoders.state_dict(),
-                "card": trained.generator.card,
+                "card": trained.generator.config,
             }
         )
     progress.close()
@@ -167,7 +167,9 @@ def _start_at_covariance(decoder: SliceDecoder, x: Tensor) -> None:
     decoder.spread.copy_(factor.tril(-1) + torch.diag(factor.diagonal().log()))
 
 
-def _card(recipe: VAERecipe, layers: list[LayerSlices], train: tuple[str, ...], seed: int) -> dict[str, Any]:
+def _config(
+    recipe: VAERecipe, layers: list[LayerSlices], train: tuple[str, ...], seed: int
+) -> dict[str, Any]:
     records = [{**asdict(s.layer), "kernel_size": list(s.layer.kernel_size)} for s in layers]
     sizes = {"decoder": recipe.decoder, "latent": recipe.latent, "hidden": recipe.hidden, "layers": records}
     trained = {"architecture": "ResNet-20", "networks": len(train), "seed": seed, "recipe": _plain(recipe)}
@@ -175,9 +177,9 @@ def _card(recipe: VAERecipe, layers: list[LayerSlices], train: tuple[str, ...], 
 
 
 def _untrained(
-    card: dict[str, Any], recipe: VAERecipe, train: tuple[str, ...], held_out: tuple[str, ...]
+    config: dict[str, Any], recipe: VAERecipe, train: tuple[str, ...], held_out: tuple[str, ...]
 ) -> TrainedVAEs:
-    generator = SliceVAEs(card)
+    generator = SliceVAEs(config)
     encoders = nn.ModuleList(
         PaperEncoder(layer.kernel_size, recipe.latent, recipe.hidden)
         if recipe.decoder == "paper"

@@ -18,11 +18,11 @@ class VAERecipe:
     """How slice VAEs are trained.
 
     Attributes:
-        decoder: ``"slice"`` or ``"paper"``, as in the generator's card; the encoder goes with it.
+        decoder: ``"slice"`` or ``"paper"``, as in the generator's config; the encoder goes with it.
         latent, hidden: sizes.
         standardise: train on slices of zero mean and unit variance at each kernel position.
         variance: of the likelihood; None learns a covariance with the decoder and samples it too.
-        scale: of generated layers, ``"learned"`` or ``"he"``, as in the generator's card.
+        scale: of generated layers, ``"learned"`` or ``"he"``, as in the generator's config.
         whole_first: draw whole filters of the first convolution, whose inputs are colours in every network.
         lr: of Adam, decaying linearly to 0.
         epochs: for the layer with the fewest slices and for the one with the most.

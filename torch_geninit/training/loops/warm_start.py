@@ -46,8 +46,8 @@ def sizes_from(start: WeightGenerator | None, asked: Mapping[str, int]) -> dict[
     if start is None:
         return {**SIZES, **asked}
     if not isinstance(start, GraphHyperNetwork):
-        raise ValueError(f"the start is a {start.card['kind']}; expected a graph hypernetwork")
-    own = start.card["sizes"]
+        raise ValueError(f"the start is a {start.config['kind']}; expected a graph hypernetwork")
+    own = start.config["sizes"]
     for name, what in (("mix", "mixed channels"), ("noise", "noise values")):
         if asked.get(name, own[name]) < own[name]:
             raise ValueError(
@@ -71,7 +71,7 @@ def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> Non
         ValueError: if a tensor of the start has no place in the generator.
     """
     own, state = generator.state_dict(), dict(trained.state_dict())
-    _widen(state, own, trained.card["sizes"], generator.card["sizes"])
+    _widen(state, own, trained.config["sizes"], generator.config["sizes"])
     for part, bank in trained.decoder.banks.items():
         prefix = f"decoder.banks.{part}"
         if isinstance(bank, TemplateBank) and own[f"{prefix}.templates"].shape[0] > bank.templates.shape[0]:

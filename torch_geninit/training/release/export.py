@@ -59,7 +59,7 @@ def export(
     The record is that of an unpublished generator, since its content is new; ``publish`` completes it.
 
     Args:
-        generator: with a complete card.
+        generator: with a complete config.
         name: what users will pass as ``pretrained=``.
         training_data, architectures, learning_rate, command, seed, duration_seconds, core_hours, machine,
             numbers: fields of the manifest's record.
@@ -69,7 +69,7 @@ def export(
         The manifest's new record.
 
     Raises:
-        ValueError: if the card, a value or a field is not valid; nothing is then changed.
+        ValueError: if the config, a value or a field is not valid; nothing is then changed.
     """
     path = manifest.SHIPPED / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,22 +77,22 @@ def export(
     try:
         file.write(generator, scratch, dtype)
         # What was written is what users will read, so it is read once with the same checks.
-        card = file.read(scratch).card
+        config = file.read(scratch).config
         content = scratch.read_bytes()
         record = manifest.Record(
             name=name,
-            kind=card["kind"],
+            kind=config["kind"],
             filename=path.name,
             sha256=hashlib.sha256(content).hexdigest(),
             size=len(content),
             repo_id=None,
             revision=None,
-            licence=card["licence"],
+            licence=config["licence"],
             training_data=training_data,
             architectures=architectures,
             learning_rate=learning_rate,
-            vocabulary=card["vocabulary"],
-            input=card["input"],
+            vocabulary=config["vocabulary"],
+            input=config["input"],
             numbers=dict(numbers),
             command=command,
             seed=seed,
@@ -118,7 +118,7 @@ def from_run(
     measured: Mapping[str, Any] | None = None,
     mirror: bool = False,
 ) -> WeightGenerator:
-    """Return the generator of a training run's last checkpoint, its card completed.
+    """Return the generator of a training run's last checkpoint, its config completed.
 
     Args:
         folder: of a run of ``training vae`` or ``training ghn``.
@@ -142,32 +142,32 @@ def from_run(
         "classes": list(images.classes),
         "licence": licence,
     }
-    card = {**state["card"], **shared}
-    if mirror and not card["sizes"].get("noise"):
+    config = {**state["card"], **shared}
+    if mirror and not config["sizes"].get("noise"):
         raise ValueError(f"{folder} holds no noise hypernetwork, the one kind with mirrored members")
     if mirror and (over_tokens := sorted(set(state["space"]["families"]) & set(OVER_TOKENS))):
         raise ValueError(
             f"{folder} was trained on {', '.join(over_tokens)}, too, which mirrored kernels don't mirror: "
             "tokens have places. Train on other families, or export without --mirror"
         )
-    if card.get("kind") == SliceVAEs.kind:
-        vaes = SliceVAEs(card)
+    if config.get("kind") == SliceVAEs.kind:
+        vaes = SliceVAEs(config)
         vaes.load_state_dict(state["generator"])
         return vaes
-    card["kind"] = "noise-ghn" if card["sizes"]["noise"] else "ghn"
+    config["kind"] = "noise-ghn" if config["sizes"]["noise"] else "ghn"
     options = dict(state["space"])
     seed = options.pop("seed")
     space = Space(len(images.classes), torch.zeros(1, *size))
     pool = Pool(space, SpaceOptions(**options), seed)
     seen = [pool.member(number).architecture for number in range(pool.options.pool)]
-    card["trained"] = {**summarise_graphs(seen), "threshold": threshold}
+    config["trained"] = {**summarise_graphs(seen), "threshold": threshold}
     if kernel_scale is not None:
-        card["kernel_scale"] = kernel_scale
+        config["kernel_scale"] = kernel_scale
     if measured is not None:
-        card["measured"] = dict(measured)
+        config["measured"] = dict(measured)
     if mirror:
-        card["mirror"] = True
-    hypernetwork = GraphHyperNetwork(card)
+        config["mirror"] = True
+    hypernetwork = GraphHyperNetwork(config)
     hypernetwork.load_state_dict(state["average"])
     return narrowed(folded(trimmed(hypernetwork, seen)), seen[:: max(1, len(seen) // STATES_FROM)])
 
@@ -188,7 +188,7 @@ def _seed(state: Mapping[str, Any]) -> int:
 def reference_graphs(classes: int, size: list[int]) -> dict[str, str]:
     """Return fingerprints of well-known networks as today's tracer and vocabulary see them.
 
-    A generator's card keeps them, since a tracer that sees other graphs feeds it what it was not trained on.
+    A generator's config keeps them, since a tracer that sees other graphs feeds it what it never saw.
     """
     example = torch.zeros(1, *size)
     shortcuts = {"resnet20": "A", "resnet20-projection": "B"}
@@ -252,7 +252,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", type=generator_name, required=True, help="what users will pass as pretrained="
     )
     parser.add_argument(
-        "--output", help="only write NAME.safetensors into this folder, without manifest record and card"
+        "--output",
+        help="only write NAME.safetensors into this folder, without manifest record and model card",
     )
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--licence", default="MIT", help="SPDX identifier, of the weights")

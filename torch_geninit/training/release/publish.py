@@ -1,4 +1,4 @@
-"""Upload an exported generator and its card to the Hugging Face Hub; pin that commit in the manifest."""
+"""Upload an exported generator and its model card to the Hugging Face Hub; pin the commit in the manifest."""
 
 from __future__ import annotations
 
