@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from itertools import islice
 
@@ -11,14 +12,19 @@ from torch import nn
 
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training.data.images import Split
+from torch_geninit.training.evaluate.accuracy_model import name_of
 from torch_geninit.training.evaluate.heldout import (
     REFERENCE_MODELS,
     measure,
+    norm_of,
     summary,
     survey_space,
     unseen_specs,
 )
+from torch_geninit.training.networks import popular
+from torch_geninit.training.networks.blocks import Style
 from torch_geninit.training.networks.families import Spec
+from torch_geninit.training.networks.vgg import VGG
 
 
 def test_unseen_networks_are_always_the_same_and_never_trained_on() -> None:
@@ -65,6 +71,27 @@ def test_summary_by_hand() -> None:
         "standard_deviation": pytest.approx(0.02**0.5),
         "best": 0.6,
     }
+
+
+@pytest.mark.parametrize("family", ["vgg", "densenet", "googlenet", "convmixer", "convnext-imagenet"])
+def test_the_norm_of_a_network_is_what_its_specification_says(family: str) -> None:
+    _, draw = popular.SAMPLERS[family]
+    for spec in (draw(random.Random(seed)) for seed in range(5)):
+        assert norm_of(spec) == spec.norm
+
+
+def test_the_norm_of_other_networks_is_the_one_they_have() -> None:
+    assert norm_of(Spec("plain", (1,), (8,), Style(norm="group"))) == "group"
+    assert norm_of(popular.SAMPLERS["vit"][1](random.Random(0))) == "layer"
+
+
+def test_networks_beside_resnets_are_measured_too(
+    tiny: Callable[[str], WeightGenerator], images: Split
+) -> None:
+    spec = VGG((1, 1), (8, 16))
+    (record,) = survey_space(tiny("ghn"), images, images, [spec])
+    assert (record["family"], record["norm"]) == ("vgg", "batch") and 0 <= record["accuracy"] <= 1
+    assert name_of(spec).startswith("VGG(convolutions=(1, 1), widths=(8, 16)")
 
 
 def test_reference_models_are_the_networks_they_are_called() -> None:

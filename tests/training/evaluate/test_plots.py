@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch_geninit.hub import manifest
 from torch_geninit.training.evaluate import plots
 from torch_geninit.training.evaluate.paired_stats import Pair
 from torch_geninit.training.networks.families import FAMILIES
-from torch_geninit.training.networks.popular import SAMPLERS
+from torch_geninit.training.networks.search_space import DRAWN, sample
 
 # Colours as seen without one kind of cones, on linear light, at full severity: G. Machado et al., A
 # physiologically-based model for simulation of color vision deficiency (2009). Rows of three matrices.
@@ -65,7 +66,8 @@ def test_every_initialisation_and_family_has_a_look_of_its_own() -> None:
         assert len({style[:2] for style in table.values()}) == len(table)
         assert len({style.label for style in table.values()}) == len(table)
     assert {"he", "xavier"} | {record.name for record in manifest.read()} <= plots.INITIALISATIONS.keys()
-    assert {*FAMILIES, *SAMPLERS} <= plots.FAMILY_STYLES.keys()
+    drawn = {sample(random.Random(seed), {name: 1}).family for name in DRAWN for seed in range(20)}
+    assert drawn | set(FAMILIES) == plots.FAMILY_STYLES.keys()
 
 
 def test_the_order_given_changes_no_look() -> None:

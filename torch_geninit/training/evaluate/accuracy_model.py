@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,16 @@ from torch_geninit.generators.trust.accuracy import NUMBERS, MeasuredNetworks, d
 from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import heldout
-from torch_geninit.training.networks.families import REFERENCE_BLOCKS, Spec, by_digest
-from torch_geninit.training.networks.search_space import WEIGHTS, Space, classical, sample_unseen
+from torch_geninit.training.networks.families import REFERENCE_BLOCKS, Spec
+from torch_geninit.training.networks.search_space import (
+    DRAWN,
+    WEIGHTS,
+    Space,
+    classical,
+    sample_unseen,
+    weights,
+)
+from torch_geninit.training.networks.specification import Specification, by_digest
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.task_queue import TaskQueue
 
@@ -43,7 +51,9 @@ SPACE = 100
 """Unseen networks of all families that nothing may be fitted to."""
 
 
-def specs_to_fit(count: int, judged_by: int = 100, families: Mapping[str, float] = WEIGHTS) -> Iterator[Spec]:
+def specs_to_fit(
+    count: int, judged_by: int = 100, families: Mapping[str, float] = WEIGHTS
+) -> Iterator[Specification]:
     """Yield ``count`` networks that are neither trained on nor among those the result is judged by.
 
     These are the first ``judged_by`` networks of :func:`heldout.unseen_specs` of these families and the first
@@ -54,7 +64,7 @@ def specs_to_fit(count: int, judged_by: int = 100, families: Mapping[str, float]
     number = 0
     while count:
         seed = f"reference/{number}"
-        drawn = cast(Spec, space.within(lambda r: sample_unseen(r, families), seed, heldout.MOST_MACS).spec)
+        drawn = space.within(lambda r: sample_unseen(r, families), seed, heldout.MOST_MACS).spec
         number += 1
         if drawn not in seen:
             seen.add(drawn)
@@ -77,15 +87,21 @@ def resnet_specs(count: int) -> Iterator[Spec]:
             yield spec
 
 
-def name_of(spec: Spec) -> str:
-    """Name a network for people: family, blocks, widths, norm."""
+def name_of(spec: Specification) -> str:
+    """Name a network for people: family, blocks, widths, norm; or whatever else its specification says."""
+    if not isinstance(spec, Spec):
+        return repr(spec)
     blocks, widths = ("-".join(map(str, sizes)) for sizes in (spec.blocks, spec.widths))
     norm = "no" if spec.style.norm == "none" else spec.style.norm
     return f"{spec.family} {blocks}, widths {widths}, {norm} norm"
 
 
 def measure_networks(
-    pretrained: WeightGenerator, train: Split, measured: Split, specs: Sequence[Spec], queue: TaskQueue
+    pretrained: WeightGenerator,
+    train: Split,
+    measured: Split,
+    specs: Sequence[Specification],
+    queue: TaskQueue,
 ) -> list[dict[str, Any]]:
     """Measure networks that ``queue`` has no record of without a training step; return the record of each.
 
@@ -93,7 +109,7 @@ def measure_networks(
     """
     example = train.normalise(train.images[:1])
 
-    def measure(spec: Spec) -> dict[str, Any]:
+    def measure(spec: Specification) -> dict[str, Any]:
         (found,) = heldout.survey_space(pretrained, train, measured, [spec])
         with torch.device("meta"):
             model = spec.build(len(train.classes), train.images.shape[-1])
@@ -182,7 +198,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", type=at_least(2), default=200, help="networks to learn from")
     parser.add_argument("--resnets", type=at_least(0), default=0, help="ResNets to learn from besides")
     parser.add_argument("--judged-by", type=at_least(2), default=100, help="others to hold it against")
-    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="of both")
+    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN, help="of both")
     parser.add_argument("--images", type=at_least(1), default=5000, help="validation images to measure on")
     parser.add_argument("--on", default="CIFAR-10", help="name of the images, for people")
     parser.add_argument(
@@ -196,7 +212,7 @@ def main(arguments: argparse.Namespace) -> None:
     generator = geninit.load(arguments.pretrained)
     train = load(arguments.data, "train")
     validation = load(arguments.data, "validation").spread(arguments.images)
-    families = {name: WEIGHTS[name] for name in arguments.families}
+    families = weights(arguments.families)
     judges = list(heldout.unseen_specs(arguments.judged_by, families))
     random_ones = specs_to_fit(arguments.networks, arguments.judged_by, families)
     resnets = (spec for spec in resnet_specs(arguments.resnets) if spec not in judges)

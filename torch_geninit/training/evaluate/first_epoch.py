@@ -19,13 +19,13 @@ from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import plots
 from torch_geninit.training.evaluate.accuracy_model import name_of
-from torch_geninit.training.evaluate.heldout import CALIBRATION_IMAGES, MOST_MACS, unseen_specs
+from torch_geninit.training.evaluate.heldout import CALIBRATION_IMAGES, MOST_MACS, norm_of, unseen_specs
 from torch_geninit.training.evaluate.initialise import fill_, planned
 from torch_geninit.training.evaluate.paired_stats import Pair, best_rate
 from torch_geninit.training.loops.classifier import Phase, Recipe, diverged, score, train_classifier
-from torch_geninit.training.networks.families import Spec, by_digest
 from torch_geninit.training.networks.resnet import he_
-from torch_geninit.training.networks.search_space import WEIGHTS
+from torch_geninit.training.networks.search_space import DRAWN, WEIGHTS, weights
+from torch_geninit.training.networks.specification import Specification, by_digest
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.task_queue import TaskQueue
 
@@ -49,7 +49,7 @@ def accuracy_after_an_epoch(
 
 
 def measure(
-    spec: Spec,
+    spec: Specification,
     initialisation: str | WeightGenerator,
     train: Split,
     validation: Split,
@@ -66,7 +66,7 @@ def measure(
     """
     size, classes = train.images.shape[-1], len(train.classes)
     image = train.normalise(train.images[:1])
-    record: dict[str, Any] = {"network": name_of(spec), "family": spec.family, "norm": spec.style.norm}
+    record: dict[str, Any] = {"network": name_of(spec), "family": spec.family, "norm": norm_of(spec)}
 
     def trained(lr: float, seed: int) -> float:
         torch.manual_seed(seed)
@@ -121,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the records; processes may share it, generators the part of He",
     )
     parser.add_argument("--networks", type=at_least(1), default=40, help="unseen networks of the space")
-    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
+    parser.add_argument("--families", nargs="+", default=list(WEIGHTS), choices=DRAWN)
     parser.add_argument("--most-macs", type=positive, default=MOST_MACS, help="multiplications of a network")
     parser.add_argument("--rates", type=positive, nargs="+", default=[0.01, 0.03, 0.1], help="grid of both")
     parser.add_argument("--seeds", type=at_least(1), default=3)
@@ -136,11 +136,11 @@ def main(arguments: argparse.Namespace) -> None:
     folder of its name.
     """
     train, validation = load(arguments.data, "train"), load(arguments.data, "validation")
-    families = {name: WEIGHTS[name] for name in arguments.families}
+    families = weights(arguments.families)
     protocol: dict[str, Any] = {"rates": arguments.rates, "seeds": arguments.seeds, "amp": arguments.amp}
     specs = by_digest(unseen_specs(arguments.networks, families, int(arguments.most_macs)))
 
-    def measured(initialisation: str) -> Callable[[Spec], dict[str, Any]]:
+    def measured(initialisation: str) -> Callable[[Specification], dict[str, Any]]:
         return lambda spec: measure(spec, initialisation, train, validation, **protocol)
 
     folder = Path(arguments.pretrained).name.removesuffix(".safetensors")

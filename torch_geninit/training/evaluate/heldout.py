@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +18,14 @@ from torch_geninit.training.networks.blocks import Style
 from torch_geninit.training.networks.families import Spec
 from torch_geninit.training.networks.resnet import ResNet, resnet20
 from torch_geninit.training.networks.search_space import WEIGHTS, Space, multiplications, sample_unseen
+from torch_geninit.training.networks.specification import Specification
 
 MOST_MACS = 200_000_000
 """Multiplications of the largest unseen network: a ResNet-110 has 255 million."""
 
 CALIBRATION_IMAGES = 2000
+
+NORMS = {nn.BatchNorm2d: "batch", nn.GroupNorm: "group", nn.LayerNorm: "layer"}
 
 
 def resnet50_for_small_images(classes: int) -> nn.Module:
@@ -53,19 +56,27 @@ REFERENCE_MODELS: Mapping[str, Callable[[int], nn.Module]] = {
 
 def unseen_specs(
     count: int, families: Mapping[str, float] = WEIGHTS, most_macs: int = MOST_MACS
-) -> Iterator[Spec]:
+) -> Iterator[Specification]:
     """Yield ``count`` different unseen networks of the space, always the same ones."""
     space = Space(10, torch.zeros(1, 3, 32, 32))
-    seen: set[Spec] = set()
+    seen: set[Specification] = set()
     number = 0
     while len(seen) < count:
-        drawn = cast(
-            Spec, space.within(lambda r: sample_unseen(r, families), f"unseen/{number}", most_macs).spec
-        )
+        drawn = space.within(lambda r: sample_unseen(r, families), f"unseen/{number}", most_macs).spec
         number += 1
         if drawn not in seen:
             seen.add(drawn)
             yield drawn
+
+
+def norm_of(spec: Specification) -> str:
+    """Return which normalisation a network has: of several the most frequent, of none ``"none"``."""
+    if isinstance(spec, Spec):
+        return spec.style.norm
+    with torch.device("meta"):
+        model = spec.build(10, 32)
+    found = Counter(kind for m in model.modules() for norm, kind in NORMS.items() if isinstance(m, norm))
+    return found.most_common(1)[0][0] if found else "none"
 
 
 def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Split) -> dict[str, Any]:
@@ -99,14 +110,15 @@ def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Sp
 
 
 def survey_space(
-    pretrained: Pretrained, train: Split, measured: Split, specs: Iterable[Spec]
+    pretrained: Pretrained, train: Split, measured: Split, specs: Iterable[Specification]
 ) -> Iterator[dict[str, Any]]:
     """Measure networks of the space, one record each."""
     for spec in specs:
         torch.manual_seed(spec.digest)  # what is not generated keeps its standard initialisation
         model = spec.build(len(train.classes), train.images.shape[-1])
         found = measure(model, pretrained, train, measured)
-        yield {"family": spec.family, "norm": spec.style.norm, "layers": sum(spec.blocks), **found}
+        layers = {"layers": sum(spec.blocks)} if isinstance(spec, Spec) else {}
+        yield {"family": spec.family, "norm": norm_of(spec), **layers, **found}
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:

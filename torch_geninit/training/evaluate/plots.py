@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch_geninit.training.evaluate.paired_stats import Pair, mean_and_deviation
-from torch_geninit.training.networks.search_space import DRAWN
+from torch_geninit.training.networks.families import FAMILIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,8 +60,23 @@ def _looks() -> Iterator[tuple[str, str]]:
         yield PALETTE[index], MARKERS[(index + turn) % len(MARKERS)]
 
 
+POPULAR = (
+    "residual",
+    "vgg",
+    "densenet",
+    "googlenet",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "mnasnet",
+    "efficientnet",
+    "shufflenet_v2",
+    "convnext-imagenet",
+    "convmixer",
+    "vit",
+    "mixer-imagenet",
+)
 FAMILY_STYLES: Mapping[str, Style] = {
-    family: Style(*look, family) for family, look in zip(DRAWN, _looks(), strict=False)
+    family: Style(*look, family) for family, look in zip((*FAMILIES, *POPULAR), _looks(), strict=False)
 }
 """Family of networks -> style."""
 

@@ -15,8 +15,8 @@ from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import heldout, plots
 from torch_geninit.training.metrics import USEFUL
-from torch_geninit.training.networks.families import Spec, by_digest
 from torch_geninit.training.networks.search_space import DRAWN, WEIGHTS, weights
+from torch_geninit.training.networks.specification import Specification, by_digest
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.task_queue import TaskQueue
 
@@ -33,11 +33,11 @@ def measure_reference_models(
 
 
 def measure_space(
-    pretrained: Pretrained, train: Split, measured: Split, specs: Sequence[Spec], queue: TaskQueue
+    pretrained: Pretrained, train: Split, measured: Split, specs: Sequence[Specification], queue: TaskQueue
 ) -> list[dict[str, Any]]:
     """Measure networks of the space that ``queue`` has no record of; return the record of each there is."""
 
-    def measure(spec: Spec) -> dict[str, Any]:
+    def measure(spec: Specification) -> dict[str, Any]:
         (found,) = heldout.survey_space(pretrained, train, measured, [spec])
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,11 +84,6 @@ class Spec(Specification):
         if self.family in OVER_TOKENS:
             return TokenNetwork(self, classes, size)
         return StagedNetwork(self, classes)
-
-
-def by_digest(specs: Iterable[Spec]) -> dict[str, Spec]:
-    """Name networks for the files of their records, in hex; what people read is not unique."""
-    return {f"{spec.digest:08x}": spec for spec in specs}
 
 
 class StagedNetwork(nn.Module):

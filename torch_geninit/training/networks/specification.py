@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import ClassVar, TypeVar
 
@@ -45,6 +45,11 @@ class Specification(ABC):
 
 
 S = TypeVar("S", bound=Specification)
+
+
+def by_digest(specs: Iterable[S]) -> dict[str, S]:
+    """Name networks for the files of their records, in hex; what people read is not unique."""
+    return {f"{spec.digest:08x}": spec for spec in specs}
 
 
 def seen(draw: Callable[[random.Random], S], r: random.Random) -> S:
