@@ -7,7 +7,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, TypeVar
-from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_geninit.errors import GenInitWarning
+from torch_geninit.errors import warn_caller
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -94,11 +93,9 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
         for layer in layers:
             layer.restore() if layer in kept else layer.finish()
     if kept:
-        warn(
+        warn_caller(
             f"recalibrate_bn_ keeps the statistics of {len(kept)} of {len(layers)} BatchNorm layers of "
-            f"{type(model).__name__}, the first is {kept[0].name!r}: {kept[0].why_kept}",
-            GenInitWarning,
-            stacklevel=2,
+            f"{type(model).__name__}, the first is {kept[0].name!r}: {kept[0].why_kept}"
         )
     return model
 
@@ -169,7 +166,7 @@ class _Layer:
         """Say why the batches gave it none, and what to do."""
         if self.calls:
             return "its forward does not update them. Set them yourself, if they are to change"
-        return "the batches do not reach it. Set the model up so that it is called, and calibrate again"
+        return "no batch reaches them. Set the model up so that the layer is called, and calibrate again"
 
     def reset(self) -> None:
         """Forget the past, as BatchNorm's own ``reset_running_stats``."""
