@@ -22,6 +22,7 @@ from torch import nn
 
 from tests.support.toy_generator import KIND, Toy, config, pack, toy
 from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.probe import Probe
 from torch_geninit.hub import file
 from torch_geninit.hub.config import KINDS
 from torch_geninit.hub.file import GeneratorFileError
@@ -448,3 +449,55 @@ class TestMutations:
             assert str(path) in str(error)
         else:
             assert all(torch.isfinite(p).all() for p in generator.parameters())
+
+
+class TestProbe:
+    images = torch.arange(32 * 3 * 32 * 32).remainder(251).to(torch.uint8).view(32, 3, 32, 32)
+    labels = torch.arange(32) % 2
+
+    def content(self, text: Any = "pictures", **tensors: torch.Tensor) -> bytes:
+        probe = {"probe.images": self.images, "probe.labels": self.labels}
+        probe |= {f"probe.{name}": tensor for name, tensor in tensors.items()}
+        return raw(config() if text is None else config(probe=text), {**toy().state_dict(), **probe})
+
+    def test_comes_back_beside_the_state_dict(self, path: Path) -> None:
+        written = toy(probe="pictures")
+        written.probe = Probe(self.images, self.labels)
+        file.write(written, path)
+        read = file.read(path)
+        assert torch.equal(read.probe.images, self.images)
+        assert torch.equal(read.probe.labels, self.labels)
+        assert read.state_dict().keys() == toy().state_dict().keys()
+        assert file.outline(path).probe is None
+
+    def test_a_file_without(self, path: Path) -> None:
+        file.write(toy(), path)
+        assert file.read(path).probe is None
+
+    @pytest.mark.parametrize(
+        ("told", "expected"),
+        [
+            ({"text": None}, "the config's probe"),
+            ({"text": 3}, "a text of a line"),
+            ({"images": images.float()}, "expected uint8 images of 3 x 32 x 32"),
+            ({"images": images[:, :, :16].contiguous()}, "expected uint8 images of 3 x 32 x 32"),
+            ({"images": images[:31].contiguous()}, "expected 32 to 4096 images"),
+            ({"labels": labels[:31].contiguous()}, "expected int64 of shape (32,)"),
+            ({"labels": labels.int()}, "expected int64 of shape (32,)"),
+            ({"labels": labels + 1}, "expected classes from 0 to 1"),
+            ({"labels": labels - 1}, "expected classes from 0 to 1"),
+            ({"labels": labels.sort().values}, "each class once before any comes again"),
+            ({"names": labels + 0}, "expected probe.images and probe.labels"),
+        ],
+    )
+    def test_refused(self, path: Path, told: dict[str, Any], expected: str) -> None:
+        refused(path, self.content(**told), expected)
+
+    def test_without_words_or_without_images(self, path: Path) -> None:
+        refused(path, raw(config(probe="pictures")), "the config's probe")
+        with pytest.raises(ValueError, match="the config's probe"):
+            file.write(toy(probe="pictures"), path)
+
+    def test_no_larger_than_a_cap(self, path: Path) -> None:
+        many = torch.zeros(4097, 3, 32, 32, dtype=torch.uint8)
+        refused(path, self.content(images=many, labels=torch.arange(4097) % 2), "32 to 4096 images")

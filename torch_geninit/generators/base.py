@@ -10,6 +10,7 @@ from torch import nn
 
 from torch_geninit.generators.compact import Compact
 from torch_geninit.generators.entry import Entry
+from torch_geninit.generators.probe import Probe
 from torch_geninit.generators.request import Expectation, Request, Verdict
 from torch_geninit.graph.architecture import Architecture
 
@@ -26,6 +27,8 @@ class WeightGenerator(nn.Module):
     """Why a parameter may be missing from the graph that :meth:`trace` returns."""
     source: str = ""
     """What it was loaded by: a name, a path; empty for one that was built."""
+    probe: Probe | None = None
+    """Images to measure its predictions on, where its file has some; no part of the state dict."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()

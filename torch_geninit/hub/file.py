@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch_geninit._utils import strict_json
 from torch_geninit._utils.interrupts import never_while_switching
 from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.probe import IMAGES, LABELS, Probe
 from torch_geninit.hub.config import FORMAT_VERSION, KINDS, check_config
 from torch_geninit.hub.header import Header, HeaderError, TensorInfo, read_header
 
@@ -64,7 +65,7 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
     with _readable(path) as (file, header):
         config = _config(path, header)
         generator = _build(path, config, len(header.tensors))
-        _compare(path, config, header, generator)
+        probed = _compare(path, config, header, generator)
         values = {}
         with never_while_switching(), torch.inference_mode(False), torch.no_grad():
             # straight into place, in the file's order: no more than one tensor is in memory twice
@@ -78,8 +79,20 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
             # The ranges were checked against this length; the file may have changed since.
             if file.read(1):
                 raise HeaderError("it changed while it was read")
+            if probed:
+                generator.probe = _probe(path, config, values)
             generator.load_state_dict(values, assign=True)
     return generator.eval().requires_grad_(False)
+
+
+def _probe(path: Path, config: Mapping[str, Any], values: dict[str, Tensor]) -> Probe:
+    """Take the probe out of ``values``."""
+    probe = Probe(values.pop(IMAGES), values.pop(LABELS))
+    try:
+        probe.check(len(config["classes"]))
+    except ValueError as error:
+        raise GeneratorFileError(f"{path} can't be used: {error}") from error
+    return probe
 
 
 def finite(tensor: Tensor) -> bool:
@@ -114,16 +127,22 @@ def write(
     """Write ``generator`` to ``path`` so that :func:`read` gives it back; equal generators give equal bytes.
 
     Args:
-        generator: its ``config`` goes into the header, its state dict is the content.
+        generator: its ``config`` goes into the header; its state dict and its probe are the content.
         path: replaced atomically if it exists.
         dtype: of floating-point tensors in the file.
 
     Raises:
-        ValueError: if the config is incomplete, or a value is not finite in ``dtype``.
+        ValueError: if the config is incomplete, a value is not finite in ``dtype``, or the probe not valid.
     """
     config = {**generator.config, "format_version": FORMAT_VERSION}
     check_config(config)
     tensors = {}
+    if generator.probe is not None:
+        generator.probe.check(len(config["classes"]))
+        tensors = {IMAGES: generator.probe.images.contiguous(), LABELS: generator.probe.labels.contiguous()}
+    Probe.check_header(
+        config, {name: (_INTEGERS.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
+    )
     for name, tensor in generator.state_dict().items():
         stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
         if not torch.isfinite(stored).all():
@@ -267,12 +286,19 @@ def _build(path: Path, config: dict[str, Any], tensors: int) -> WeightGenerator:
         ) from error
 
 
-def _compare(path: Path, config: dict[str, Any], header: Header, generator: WeightGenerator) -> None:
+def _compare(path: Path, config: dict[str, Any], header: Header, generator: WeightGenerator) -> bool:
+    """Check that the tensors are the generator's, and return whether there is a probe besides."""
     expected = generator.state_dict()
-    problems = [f"missing tensor {name!r}" for name in expected if name not in header.tensors]
-    problems += [f"unexpected tensor {name[:100]!r}" for name in header.tensors if name not in expected]
+    probe = {n: (i.dtype, i.shape) for n, i in header.tensors.items() if n.startswith("probe.")}
+    try:
+        Probe.check_header(config, probe)
+    except ValueError as error:
+        raise GeneratorFileError(f"{path} can't be used: {error}") from error
+    found = {name: info for name, info in header.tensors.items() if name not in probe}
+    problems = [f"missing tensor {name!r}" for name in expected if name not in found]
+    problems += [f"unexpected tensor {name[:100]!r}" for name in found if name not in expected]
     for name, tensor in expected.items():
-        info = header.tensors.get(name)
+        info = found.get(name)
         if info is not None and (problem := _mismatch(tensor, info)):
             problems.append(f"tensor {name!r}: {problem}")
     if problems:
@@ -290,6 +316,7 @@ def _compare(path: Path, config: dict[str, Any], header: Header, generator: Weig
                 f"{type(module).__name__} holds a tensor that is not in its state dict, so no file can "
                 "restore it: register it as a persistent buffer, or compute it where it is used"
             )
+    return bool(probe)
 
 
 def _mismatch(tensor: Tensor, info: TensorInfo) -> str | None:

@@ -44,6 +44,7 @@ COMMANDS = {
         "release.export",
         "write a trained generator as a safetensors file with manifest record and model card",
     ),
+    "reexport": ("release.reexport", "export a hypernetwork that ships again, with another probe"),
     "publish": ("release.publish", "upload an export to the Hugging Face Hub and pin it in the manifest"),
 }
 

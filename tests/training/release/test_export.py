@@ -113,9 +113,9 @@ class TestExport:
 class TestFromRun:
     @pytest.fixture
     def data(self, tmp_path: Path) -> Path:
-        images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+        images = torch.arange(160, dtype=torch.uint8).view(160, 1, 1, 1).expand(160, 3, 16, 16).contiguous()
         metadata = {"classes": '["cat", "dog"]', "mean": "[0.5, 0.4, 0.3]", "std": "[0.2, 0.2, 0.1]"}
-        tensors = {"train.images": images, "train.labels": torch.zeros(4, dtype=torch.int64)}
+        tensors = {"train.images": images, "train.labels": torch.arange(160) % 2}
         save_file(tensors, tmp_path / "data.safetensors", metadata)
         return tmp_path / "data.safetensors"
 
@@ -150,7 +150,10 @@ class TestFromRun:
             assert torch.equal(tensor, trained.state_dict()[name].half().float())
         if kind == "vae":
             assert read.config["trained"] == {"networks": 20}
+            assert read.probe is None
         else:
+            assert sorted(read.probe.images[:, 0, 0, 0].tolist()) == list(range(160)), "no image twice"
+            assert torch.equal(read.probe.labels, read.probe.images[:, 0, 0, 0].long() % 2)
             summary = read.config["trained"]
             assert (summary["threshold"], read.config["kernel_scale"]) == (0.5, 2.0)
             assert {"linear weight", "linear bias"} <= set(summary["kinds"])

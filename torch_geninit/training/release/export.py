@@ -22,18 +22,24 @@ from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer.trace import trace
 from torch_geninit.hub import file, manifest
 from torch_geninit.hub.config import FORMAT_VERSION
-from torch_geninit.training.arguments import generator_name, positive
+from torch_geninit.training.arguments import at_least, generator_name, positive
 from torch_geninit.training.data.images import load
 from torch_geninit.training.loops.fold import folded, narrowed, trimmed
 from torch_geninit.training.networks.families import OVER_TOKENS
 from torch_geninit.training.networks.resnet import resnet20
 from torch_geninit.training.networks.search_space import Pool, Space, SpaceOptions
 from torch_geninit.training.release import model_card
+from torch_geninit.training.release import probe as probes
 from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.checkpoint import Run
 from torch_geninit.training.runs.task_queue import read_record
 
 CARDS = manifest.PACKAGE.parent / "docs" / "generators"
+
+COMPUTED = frozenset("name kind filename sha256 size repo_id revision licence vocabulary input".split())
+"""Fields of a record that follow from the name and the file; an export is told the others."""
+HOLDS = "; the file holds "
+"""Between the training data in words and the probe in words."""
 
 STATES_FROM = 200
 """Training networks whose hidden states decide what an export can do without."""
@@ -71,6 +77,8 @@ def export(
     Raises:
         ValueError: if the config, a value or a field is not valid; nothing is then changed.
     """
+    if "probe" in generator.config:
+        training_data = f"{training_data.partition(HOLDS)[0]}{HOLDS}{generator.config['probe']}"
     path = manifest.SHIPPED / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}")
@@ -117,6 +125,7 @@ def from_run(
     kernel_scale: float | None = None,
     measured: Mapping[str, Any] | None = None,
     mirror: bool = False,
+    probe: int | None = None,
 ) -> WeightGenerator:
     """Return the generator of a training run's last checkpoint, its config completed.
 
@@ -128,6 +137,7 @@ def from_run(
         kernel_scale: factor on the convolution kernels that only norms read, for a graph hypernetwork.
         measured: what ``training expectation`` found, for a graph hypernetwork.
         mirror: let odd seeds of a noise hypernetwork draw mirrored kernels.
+        probe: images in the probe of a hypernetwork, if not the usual number.
 
     Raises:
         ValueError: if the folder holds no checkpoint, or none of a noise hypernetwork that ``mirror`` suits.
@@ -169,7 +179,9 @@ def from_run(
         config["mirror"] = True
     hypernetwork = GraphHyperNetwork(config)
     hypernetwork.load_state_dict(state["average"])
-    return narrowed(folded(trimmed(hypernetwork, seen)), seen[:: max(1, len(seen) // STATES_FROM)])
+    made = narrowed(folded(trimmed(hypernetwork, seen)), seen[:: max(1, len(seen) // STATES_FROM)])
+    probes.add(made, images, probe)
+    return made
 
 
 def _stored(folder: str | Path) -> dict[str, Any]:
@@ -267,6 +279,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror", action="store_true", help="odd seeds of a noise GHN draw kernels mirrored left to right"
     )
+    parser.add_argument(
+        "--probe", type=at_least(1), help="training images in the file; by default 160 for ten classes"
+    )
     parser.add_argument("--measured", type=Path, help="measured.json of training expectation")
     record = parser.add_argument_group("for the manifest")
     record.add_argument("--training-data", help="what it was trained on, in words")
@@ -292,6 +307,7 @@ def main(arguments: argparse.Namespace) -> None:
         kernel_scale=arguments.kernel_scale,
         measured=measured,
         mirror=arguments.mirror,
+        probe=arguments.probe,
     )
     if measured is not None and of != (expected := _subject(generator, dtype, arguments.data)):
         raise ValueError(
