@@ -19,7 +19,16 @@ class WeightGenerator(nn.Module):
     """Base of the networks that make weights.
 
     A generator is built from its config's ``sizes``, is asked a request and returns compact predictions; it
-    never sees a module, nor the plan of one.
+    never sees a module, nor the plan of one. It is asked in this order: :meth:`trace` once for each model,
+    :meth:`refusal` for each parameter, :meth:`verdict` for the network, and :meth:`predict` for what is to be
+    generated; :meth:`expectation` where somebody wants to know.
+
+    A subclass sets :attr:`kind` and overrides :meth:`refusal`, :meth:`verdict` and :meth:`predict`. Overrides
+    draw from no global random state and change nothing of the generator: one that is loaded once serves many
+    models, by turns.
+
+    Attributes:
+        config: the JSON object of the file's header.
     """
 
     kind: ClassVar[str]
@@ -35,7 +44,14 @@ class WeightGenerator(nn.Module):
         self.config = dict(config)
 
     def trace(self, model: nn.Module, example_inputs: Any = None) -> Architecture:
-        """Read ``model`` as this generator was trained to see networks; the model itself is never called."""
+        """Read ``model`` as this generator was trained to see networks; the model itself is never called.
+
+        An override answers with the graph that this generator's encoder reads, whose nodes name parameters
+        as ``model.named_parameters()`` does.
+
+        Raises:
+            TraceError: if the model can't be run on these (or the guessed) inputs.
+        """
         from torch_geninit.graph.tracer.trace import trace
 
         return trace(model, example_inputs)
@@ -51,19 +67,41 @@ class WeightGenerator(nn.Module):
                 )
 
     def refusal(self, entry: Entry, architecture: Architecture | None) -> str | None:
-        """Say why this generator can't fill ``entry``, or None if it can."""
+        """Say why this generator can't fill ``entry``, or None if it can.
+
+        An override must refuse whatever :meth:`predict` would fail on: a refused parameter keeps its values,
+        a failed prediction fails the whole call. The reason goes into the plan, in a few words and without a
+        full stop.
+        """
         raise NotImplementedError
 
     def verdict(self, request: Request) -> Verdict:
-        """Judge the network of ``request``, whose entries to generate are marked."""
+        """Judge the network of ``request``, whose entries to generate are marked.
+
+        An override that returns ``trusted=False`` leaves the whole network as it is, unless the user passes
+        ``untrusted="generate"``.
+        """
         raise NotImplementedError
 
     def expectation(self, request: Request) -> Expectation | None:
-        """Say what accuracy to expect before training; None if no networks were measured."""
+        """Say what accuracy to expect before training; None, if not overridden: no networks were measured."""
         return None
 
     def predict(
         self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
     ) -> Mapping[str, Compact]:
-        """Return a compact prediction for every entry of ``request`` that is to be generated."""
+        """Return a compact prediction for every entry of ``request`` that is to be generated.
+
+        An override runs in float32 on one CPU thread without autograd, and draws noise from
+        :func:`~torch_geninit.generators.rng.noise_stream` alone, one stream a parameter: so the values of one
+        don't depend on which others are asked for.
+
+        Args:
+            request: what to predict for.
+            seed: of the noise; None where the method takes none.
+            noise_scale: factor on the noise, 0 for the same network with every seed.
+
+        Returns:
+            The name of each of ``request.generated`` -> its prediction, of the entry's shape.
+        """
         raise NotImplementedError

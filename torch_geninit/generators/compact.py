@@ -23,6 +23,10 @@ GATHERED_ELEMENTS = 1 << 20
 class Compact(ABC):
     """Prediction of one parameter, small until it is written.
 
+    Checks ask :meth:`finite` and :meth:`bound` before anything is written; then :meth:`write_to` or, for a
+    shard that is not a run of rows, :meth:`write_at` expands it. A subclass overrides ``_expand`` and
+    ``_expand_at``, which give the same values bit for bit: ranks of a sharded model use either.
+
     Attributes:
         shape: of the parameter.
         name: canonical parameter name, which seeds what is random.
@@ -38,27 +42,39 @@ class Compact(ABC):
 
     @abstractmethod
     def finite(self) -> bool:
-        """Return whether all values will be finite; costs next to nothing."""
+        """Return whether all values will be finite; an override answers without expanding them."""
 
     @abstractmethod
     def bound(self) -> float:
-        """Return a bound on the values' magnitude."""
+        """Return a bound on the values' magnitude, which tells whether a narrower dtype can hold them."""
 
     @torch.no_grad()
     def write_to(self, out: Tensor, start: int = 0) -> None:
-        """Expand rows ``start : start + len(out)`` of the parameter into ``out``, of any dtype or device."""
+        """Expand rows ``start : start + len(out)`` of the parameter into ``out``, of any dtype or device.
+
+        Args:
+            out: (rows, *shape[1:]), any strides.
+            start: the first row.
+        """
         self._expand(out, start)
 
     @torch.no_grad()
     def write_at(self, indices: Sequence[Tensor], out: Tensor) -> None:
-        """Expand the values at ``indices``, one tensor a dimension, into ``out``, of any dtype or device."""
+        """Expand the values at ``indices`` into ``out``, of any dtype or device.
+
+        Args:
+            indices: a vector of positions for each dimension of the parameter.
+            out: (len(indices[0]), len(indices[1]), ...).
+        """
         self._expand_at(indices, out)
 
     @abstractmethod
-    def _expand(self, out: Tensor, start: int) -> None: ...
+    def _expand(self, out: Tensor, start: int) -> None:
+        """Do what :meth:`write_to` says, with autograd off."""
 
     @abstractmethod
-    def _expand_at(self, indices: Sequence[Tensor], out: Tensor) -> None: ...
+    def _expand_at(self, indices: Sequence[Tensor], out: Tensor) -> None:
+        """Do what :meth:`write_at` says, with autograd off."""
 
     def expand(self) -> Tensor:
         """Return the whole parameter as a new float32 tensor."""

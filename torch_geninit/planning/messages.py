@@ -45,7 +45,7 @@ def refuse_left_out(plan: Plan, strict: bool) -> None:
 def _remedy(plan: Plan, strict: bool) -> str:
     by_object = plan.source == plan.pretrained.config.get("kind")  # an object has no name to pass
     chosen = "" if by_object else f", pretrained={plan.source!r}"
-    shown = f'geninit.plan(model, "{plan.method}"{chosen}) lists them all.'
+    shown = f'geninit.plan(model, "{plan.method}"{chosen}).table() lists them all.'
     if plan.verdict is not None and not plan.verdict.trusted and not plan.generated:
         return f'untrusted="generate" fills it all the same, and it may then start worse than it is; {shown}'
     named = all(entry.reason.startswith(NAMED) for entry in plan.skipped)
