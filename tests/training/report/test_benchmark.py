@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_geninit.training.report import benchmark
+from torch_geninit.training.report import benchmark, step
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -24,6 +24,8 @@ def test_sections_are_rewritten_and_the_rest_of_the_page_stays(
 ) -> None:
     monkeypatch.setattr(benchmark, "MODELS", ("resnet20",))
     monkeypatch.setattr(benchmark, "CHAINS", (2, 4))
+    monkeypatch.setattr(step, "NETWORKS", 1)
+    monkeypatch.setattr(step, "IMAGES", ((4, 3, 16, 16),))
     page = tmp_path / "page.md"
     page.write_text("# Mine\n\n<!-- chains -->\nold\n<!-- end of chains -->\n\nwords\n", encoding="utf-8")
     ghn, vae = str(tiny_file("ghn")), str(tiny_file("vae"))
@@ -34,6 +36,7 @@ def test_sections_are_rewritten_and_the_rest_of_the_page_stays(
     assert "| 2 | 11 |" in text and "| 4 | 17 |" in text  # three operations a layer, five around them
     assert "| resnet20 | tiny-ghn | 0.3 M | 100.0 % |" in text and "| resnet20 | 99.2 % |" in text
     assert "7.1 G parameters on the meta device" in text
+    assert "| ResNets | 4 of 16x16 |" in text and "| all ten families | 4 of 16x16 |" in text
 
 
 def test_kaiming_fills_the_matrices_alone() -> None:

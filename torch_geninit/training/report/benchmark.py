@@ -1,4 +1,4 @@
-"""Measure what initialisation costs beside torch's own; write docs/results/benchmarks.md.
+"""Measure what initialisation and a training step cost; write docs/results/benchmarks.md.
 
 Ratios are taken in one process, on a fresh model object each time: medians of CPU time, one thread.
 """
@@ -28,12 +28,13 @@ from torch_geninit.training.arguments import at_least
 from torch_geninit.training.networks.resnet import resnet20
 from torch_geninit.training.report import sections
 from torch_geninit.training.report.coverage import peak_memory, warm_up
+from torch_geninit.training.report.step import step
 
 T = TypeVar("T")
 
 MODELS = ("resnet50", "resnet20", "densenet121", "swin_t", "efficientnet_b0")
 CHAINS = (100, 1000, 5000)
-SECTIONS = ("initialisation", "chains", "meta")
+SECTIONS = ("initialisation", "chains", "meta", "step")
 BESIDE_KAIMING = (
     *("model", "generator", "weights", "generated", "kaiming", "everything", "graph=", "graph=, loaded"),
     *("auto", "trace", "extra memory", "of weights"),
@@ -300,6 +301,7 @@ def main(options: argparse.Namespace) -> None:
         "initialisation": lambda: initialisation(options.pretrained, options.vae, options.repeats),
         "chains": lambda: chains(one, min(options.repeats, 5)),
         "meta": lambda: meta(one),
+        "step": step,
     }
     machine = (
         f"{_processor()}, torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}"
