@@ -100,3 +100,10 @@ def test_neighbours_in_one_storage_share_nothing() -> None:
 def test_what_has_no_memory_overlaps_nothing() -> None:
     sparse = torch.eye(3).to_sparse()
     assert find_overlaps([("lazy", nn.UninitializedParameter()), ("a", sparse), ("b", sparse)]) == []
+
+
+def test_memory_that_was_freed_overlaps_nothing() -> None:
+    freed = torch.zeros(3), torch.zeros(3)
+    for tensor in freed:
+        tensor.untyped_storage().resize_(0)
+    assert find_overlaps(zip("ab", freed, strict=True)) == []

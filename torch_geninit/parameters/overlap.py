@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,9 @@ def find_overlaps(tensors: Iterable[tuple[str, Tensor]]) -> list[Overlap]:
     Two views that lie between each other, as the even and the odd columns of a matrix, share none. What has
     no memory that can be compared (lazy, sparse, subclasses that only look like tensors) overlaps nothing.
     """
+    tensors = list(tensors)
+    if _far_apart(tensor for _, tensor in tensors):
+        return []
     places = sorted((p for name, t in tensors if (p := _place(name, t)) is not None), key=lambda p: p.start)
     overlaps: list[Overlap] = []
     reaching: dict[Hashable, list[_Place]] = {}
@@ -62,6 +66,21 @@ def find_overlaps(tensors: Iterable[tuple[str, Tensor]]) -> list[Overlap]:
         overlaps += [found for other in earlier if (found := _compare(other, place)) is not None]
         reaching[place.space] = [*earlier, place]
     return overlaps
+
+
+def _far_apart(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all tensors are plain ones, each in a stretch of memory of its own, as nearly always."""
+    stretches = []
+    for tensor in tensors:
+        if type(tensor) not in (nn.Parameter, Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+            return False
+        channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        if not (tensor.is_contiguous() or channels_last):
+            return False
+        start = tensor.data_ptr()
+        stretches.append((start, start + tensor.nbytes))
+    stretches.sort()
+    return all(end <= start for (_, end), (start, _) in pairwise(stretches))
 
 
 @dataclass(frozen=True)
@@ -115,6 +134,8 @@ def _place(name: str, tensor: Tensor) -> _Place | None:
         start = int(tensor.storage_offset()) * width
     else:
         space, start = tensor.device, tensor.data_ptr()
+        if not start:  # FSDP frees the memory of parameters that it gathered
+            return None
     strides = (*(stride * width for stride in tensor.stride()), 1)
     return _Place(name, space, start, (*tensor.shape, width), strides)
 
