@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from types import FrameType
 from warnings import warn
 
-_PACKAGE = f"{Path(__file__).parent}{os.sep}"
+_PASSED = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
+"""Files whose frames are not the caller's: this package, and what decorates its functions."""
 
 
 class GenInitWarning(UserWarning):
@@ -23,6 +25,6 @@ def warn_caller(message: str) -> None:
     """Warn at the line outside of this package that called into it, however many calls lie between."""
     depth = 1
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame is not None and frame.f_code.co_filename.startswith(_PASSED):
         frame, depth = frame.f_back, depth + 1
     warn(message, GenInitWarning, stacklevel=depth)

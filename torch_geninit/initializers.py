@@ -1,31 +1,23 @@
-"""The initialisers: resolve -> plan -> predict -> write, nothing more."""
+"""The initialisers and their plan: signatures and what they promise; the steps are planning/fill.py's."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from torch_geninit._utils.checks import check_seed
-from torch_geninit.errors import warn_caller
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.hub.download import HubOptions
-from torch_geninit.parameters.named import ParameterRef, list_parameters
-from torch_geninit.planning import messages
-from torch_geninit.planning.build import plan_model
-from torch_geninit.planning.choose import DEFAULTS, Pretrained, choose
+from torch_geninit.planning.choose import DEFAULTS, Pretrained
+from torch_geninit.planning.fill import fill, make_plan
 from torch_geninit.planning.filters import Patterns
-from torch_geninit.planning.lone_layers import EqualDraws, refuse_lone_layer
 from torch_geninit.planning.options import Head, PlanOptions, Untrusted
 from torch_geninit.planning.plan import Method, Plan
-from torch_geninit.planning.prediction import Unfilled, refuse_unfilled
+from torch_geninit.planning.prediction import Unfilled
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-_EQUAL_DRAWS = EqualDraws()
 
 
 def vae_(
@@ -96,7 +88,7 @@ def vae_(
             )
         if seed is not None:
             raise ValueError("expected generator= or seed=, got both")
-    return _fill(
+    return fill(
         module,
         "vae",
         pretrained,
@@ -176,7 +168,7 @@ def ghn_(
     Examples:
         >>> model = ghn_(resnet20())                                             # doctest: +SKIP
     """
-    return _fill(
+    return fill(
         model,
         "ghn",
         pretrained,
@@ -241,7 +233,7 @@ def noise_ghn_(
     Examples:
         >>> members = [noise_ghn_(resnet20(), seed) for seed in range(5)]        # doctest: +SKIP
     """
-    return _fill(
+    return fill(
         model,
         "noise_ghn",
         pretrained,
@@ -313,49 +305,4 @@ def plan(
         include=include,
         exclude=exclude,
     )
-    return _plan(model, method, pretrained, hub, options)[0]
-
-
-def _plan(
-    model: nn.Module, method: Method, pretrained: Pretrained | None, hub: HubOptions, options: PlanOptions
-) -> tuple[Plan, list[ParameterRef]]:
-    """Return the plan, and the model's parameters that it was made from."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    options.check(method)
-    if method != "vae":
-        refuse_lone_layer(model, method)
-    refs = list_parameters(model, options.name)
-    chosen = choose(model, method, pretrained, hub, options, refs)
-    made = plan_model(model, method, chosen.generator, chosen.source, chosen.options, refs)
-    return replace(made, automatic=chosen.automatic), refs
-
-
-def _fill(
-    module: ModuleT,
-    method: Method,
-    pretrained: Pretrained,
-    hub: HubOptions,
-    options: PlanOptions,
-    *,
-    unfilled: Unfilled = "keep",
-    strict: bool,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    noise_scale: float = 1.0,
-) -> ModuleT:
-    if seed is not None:
-        seed = check_seed(seed)
-    made, refs = _plan(module, method, pretrained, hub, options)
-    messages.refuse_left_out(made, strict)
-    targets = made.parameters.of_planned(module, refs)
-    refuse_unfilled(unfilled, targets.left)
-    if generator is not None and made.generated:
-        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-    prediction = made.predict(seed=seed, noise_scale=noise_scale)
-    said = [messages.warning(made, unfilled=unfilled)]
-    if method == "vae" and seed is not None and generator is None and not options.name:
-        said.append(_EQUAL_DRAWS.warning(module, made, seed))
-    for message in filter(None, said):
-        warn_caller(message)  # before the first write: a warning may be turned into an error
-    return prediction.fill(module, targets, unfilled)
+    return make_plan(model, method, pretrained, hub, options)[0]

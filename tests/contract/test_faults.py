@@ -274,7 +274,7 @@ STAGES = {
     "load": ["hub.file._build", "hub.file._compare", "generators.base.WeightGenerator.eval"],
     "trace": ["graph.tracer.trace._run", "graph.tracer.trace.assemble"],
     "plan": [
-        "initializers.list_parameters",
+        "planning.fill.list_parameters",
         "planning.build._entries",
         "planning.build.ask_verdict",
         "parameters.targets.check_writable",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from torch_geninit.planning.plan import Method, Plan
+from torch_geninit.planning.plan import Method, Plan
 
 
 def is_lone_layer(module: nn.Module) -> bool:
