@@ -141,7 +141,7 @@ def test_metadata(wheel: Path) -> None:
     assert {re.split("[<>=]", line)[0] for line in required} == {"torch", "huggingface-hub", "safetensors"}
     assert "Requires-Python: >=3.10" in lines
     extras = {line.partition(": ")[2] for line in lines if line.startswith("Provides-Extra")}
-    assert extras == {"examples", "train", "models", "dev"}
+    assert extras == {"draw", "examples", "train", "models", "docs", "dev"}
 
 
 def test_all_three_verbs_from_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
