@@ -29,7 +29,7 @@ class HubError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """How a file may be had from the Hub, under the names that its client has for it.
+    """How a file is fetched from the Hub, under the names that its client has for it.
 
     Attributes:
         revision: commit of a repository, 40 hex digits; names of the manifest have theirs.
@@ -71,7 +71,7 @@ def fetch(source: Source, options: HubOptions = DEFAULT_OPTIONS, *, looked: tupl
 
     Args:
         source: file to fetch.
-        options: how it may be had; the revision is the source's.
+        options: how it is fetched; the revision is the source's.
         looked: places where it was looked for before, for the error.
 
     Raises:

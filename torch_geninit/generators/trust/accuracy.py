@@ -144,12 +144,12 @@ class MeasuredNetworks:
             images=self.images,
         )
 
-    def at_most(self, told: Expectation) -> Expectation:
-        """Expect chance, and with luck what was told: the interval reaches from below chance to its end."""
-        return told._replace(
+    def at_most(self, expected: Expectation) -> Expectation:
+        """Expect chance, at best ``expected``: the interval reaches from below chance to its end."""
+        return expected._replace(
             accuracy=_share(self.chance),
-            low=_share(min(told.low, self.chance - LEAST_HALF)),
-            high=_share(max(told.high, self.chance + LEAST_HALF)),
+            low=_share(min(expected.low, self.chance - LEAST_HALF)),
+            high=_share(max(expected.high, self.chance + LEAST_HALF)),
         )
 
 

@@ -168,12 +168,12 @@ def judge(
     reason = f"distance {d:.3f}, trusted up to {threshold:.3f}: {reason}"
     if d > threshold or measured is None:
         return Verdict(d <= threshold, d, reason)
-    told = expectation(request, d, trained, classes, measured)
-    if told.low < measured.least:
+    expected = expectation(request, d, trained, classes, measured)
+    if expected.low < measured.least:
         return Verdict(
             False,
             d,
-            f"the 90 % interval of its expected accuracy starts at {100 * told.low:.1f} %, trusted from "
+            f"the 90 % interval of its expected accuracy starts at {100 * expected.low:.1f} %, trusted from "
             f"{100 * measured.least:.0f} %",
         )
     return Verdict(True, d, reason)
@@ -191,10 +191,10 @@ def expectation(
         raise ValueError("the plan has no graph to tell from")
     sizes = {entry.name: math.prod(entry.shape) for entry in request.entries}
     refused = sum(sizes[entry.name] for entry in request.skipped) / max(1, sum(sizes.values()))
-    told = measured(describe(request.architecture, distance, refused, classes))
+    expected = measured(describe(request.architecture, distance, refused, classes))
     if _refused(request) or distance > float(trained["threshold"]):
-        told = measured.at_most(told)
-    return told._replace(from_training=distance)
+        expected = measured.at_most(expected)
+    return expected._replace(from_training=distance)
 
 
 def _refused(request: Request) -> list[Entry]:
