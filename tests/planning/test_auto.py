@@ -191,7 +191,9 @@ def test_what_is_left_out_does_not_change_who_is_chosen() -> None:
 @pytest.mark.usefixtures("shipped")
 def test_the_warning_names_who_was_chosen() -> None:
     model = Small(5)
-    with pytest.warns(geninit.GenInitWarning, match=r"plan\(model, \"ghn\", pretrained='\w+'\)\.table\(\) lists"):
+    with pytest.warns(
+        geninit.GenInitWarning, match=r"plan\(model, \"ghn\", pretrained='\w+'\)\.table\(\) lists"
+    ):
         geninit.ghn_(model, pretrained="auto", example_inputs=torch.zeros(1, 3, 8, 8))
 
 
