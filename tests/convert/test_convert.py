@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support import processes
 from tests.support.ghn_checkpoints import (
     FAMILIES,
     FORMATS,
@@ -150,8 +150,9 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_command_line(checkpoint: Path) -> None:
     folder = checkpoint.parent
     command = [sys.executable, "-m", "torch_geninit.convert", "in.pt", "out.safetensors", "--licence", "MIT"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=folder, env=processes.environment(), capture_output=True, text=True, check=True
+    )
     assert re.match(r"wrote out\.safetensors: GHN-2, \d+ values, 10 classes\n", done.stdout)
     assert "ghn_(model, pretrained='out.safetensors')" in done.stdout
     assert read(folder / "out.safetensors").config["licence"] == "MIT"
@@ -316,5 +317,4 @@ def test_no_verb_imports_the_converter() -> None:
         "bad = [name for name in readers if 'torch_geninit.' + name in sys.modules];"
         "assert not bad, bad"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", code], env=processes.environment(), check=True)

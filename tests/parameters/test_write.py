@@ -25,6 +25,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_geninit as geninit
+from tests.support import processes
 from torch_geninit._utils.determinism import fixed
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Tile
@@ -393,7 +394,7 @@ class TestAmbient:
     def test_a_fork_while_another_thread_computes_is_not_stuck(self) -> None:
         script = """
             import os, threading, time
-            from torch_geninit._utils.determinism import fixed
+from torch_geninit._utils.determinism import fixed
             inside, leave = threading.Event(), threading.Event()
             def hold():
                 with fixed():
@@ -413,5 +414,6 @@ class TestAmbient:
             leave.set(); thread.join()
             raise SystemExit(os.waitstatus_to_exitcode(status) if done else 1)
         """
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], timeout=60)
+        command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+        done = subprocess.run(command, env=processes.environment(), timeout=60)
         assert done.returncode == 7

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,19 +17,19 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 pytest.importorskip("torchmetrics")
 
+from tests.support import processes
 from torch_geninit.training.data.images import prepare
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def start(
-    example: str, *arguments: str, cwd: Path, launcher: Sequence[str] = (), **environment: str
+    example: str, *arguments: str, cwd: Path, launcher: Sequence[str] = (), **more: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *launcher, str(EXAMPLES / example), *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        | environment,
+        env=processes.environment(**{"HF_HUB_OFFLINE": "1", **more}),
         capture_output=True,
         text=True,
         timeout=240,
@@ -38,8 +37,8 @@ def start(
     )
 
 
-def run(example: str, *arguments: str, cwd: Path, launcher: Sequence[str] = (), **environment: str) -> str:
-    done = start(example, *arguments, cwd=cwd, launcher=launcher, **environment)
+def run(example: str, *arguments: str, cwd: Path, launcher: Sequence[str] = (), **more: str) -> str:
+    done = start(example, *arguments, cwd=cwd, launcher=launcher, **more)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

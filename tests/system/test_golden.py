@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 import torch_geninit as geninit
 from tests.support import golden_values as golden
+from tests.support import processes
 from torch_geninit.hub import manifest
 from torch_geninit.training.networks.resnet import resnet20
 
@@ -102,6 +101,7 @@ class TestBits:
         script = """
             import hashlib
             from tests.support import golden_values as golden
+from tests.support import processes
             for verb, name in golden.pairs():
                 make = next(iter(golden.networks(name).values()))
                 model = golden.apply(verb, name, make())
@@ -112,13 +112,9 @@ class TestBits:
         """
         outputs = []
         for number in ("1", "3"):
-            environment = {**os.environ, "PYTHONHASHSEED": number, "OMP_NUM_THREADS": number}
             done = subprocess.run(
                 [sys.executable, "-c", "\n".join(line[12:] for line in script.splitlines())],
-                env={
-                    **environment,
-                    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
-                },
+                env=processes.environment(PYTHONHASHSEED=number, OMP_NUM_THREADS=number),
                 capture_output=True,
                 text=True,
                 check=True,

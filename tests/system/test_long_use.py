@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import torch_geninit as geninit
 from tests.conftest import tiny_generator
+from tests.support import processes
 from tests.support.contract import same, settings_of_torch, values
 from tests.support.ghn_checkpoints import original
 from torch_geninit.convert.__main__ import build
@@ -126,7 +127,7 @@ def test_a_warning_is_told_once_for_a_line(tiny_file: File) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), *(tiny_file(k) for k in ("vae", "ghn", "noise-ghn"))],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])},
+        env=processes.environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.support import processes
 from torch_geninit.training.loops import ghn
 from torch_geninit.training.runs.distributed import World
 
@@ -47,12 +47,11 @@ def test_two_processes_train_what_one_trains(data: Path, tmp_path: Path) -> None
     script.write_text(SCRIPT)
     # A rank's networks keep their order, so only the order of the sums over them differs.
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     commands = {"one": [], "two": ranks}
     running = [
         subprocess.Popen(
             [sys.executable, *options, str(script), str(data), str(tmp_path / name)],
-            env=environment,
+            env=processes.environment(),
             stderr=subprocess.PIPE,
         )
         for name, options in commands.items()
