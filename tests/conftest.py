@@ -31,6 +31,9 @@ torch.set_num_threads(1)
 # default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests of one part of the package each. Those of contract, system and training use it as a whole.
+UNITS = ("convert", "generators", "graph", "hub", "parameters", "planning", "utils")
+
 CONFIG: dict[str, Any] = {
     "format_version": 1,
     "vocabulary": {"version": vocabulary.VERSION, "graphs": {}},
@@ -52,6 +55,16 @@ TRAINED_GHN: dict[str, Any] = {
     "ranges": {measure: [0.0, 0.0] for measure in MEASURES},
     "threshold": 1000.0,
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the unit tests: those of UNITS' folders that have no marker of another tier."""
+    tests = Path(__file__).parent
+    for item in items:
+        others = (item.get_closest_marker(name) for name in ("full", "gpu", "network", "system"))
+        if item.path.relative_to(tests).parts[0] in UNITS and not any(others):
+            item.add_marker("unit")
 
 
 def vae_config() -> dict[str, Any]:

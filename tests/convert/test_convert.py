@@ -147,6 +147,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "in.pt"
 
 
+@pytest.mark.system
 def test_command_line(checkpoint: Path) -> None:
     folder = checkpoint.parent
     command = [sys.executable, "-m", "torch_geninit.convert", "in.pt", "out.safetensors", "--licence", "MIT"]
@@ -309,6 +310,7 @@ def test_generator_file_is_not_converted_again(checkpoint: Path, tmp_path: Path)
         convert(tmp_path / "ghn.safetensors", tmp_path / "again.safetensors")
 
 
+@pytest.mark.system
 def test_no_verb_imports_the_converter() -> None:
     code = (
         "import sys, torch_geninit, torch_geninit.hub.registry, torch_geninit.generators.published.model;"

@@ -20,6 +20,8 @@ from torch_geninit.generators.published.model import PublishedGHN
 from torch_geninit.generators.published.reader.read import read
 from torch_geninit.generators.published.reader.vocabulary import PRIMITIVES
 
+pytestmark = pytest.mark.system
+
 FIXTURES = Path(os.environ.get("GENINIT_FIXTURES", "absent"))
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(), reason="no predictions of the originals; name their folder in GENINIT_FIXTURES"

@@ -18,6 +18,8 @@ from torch_geninit.generators.published.reader.read import read
 from torch_geninit.generators.published.reader.vocabulary import PRIMITIVES
 from torch_geninit.generators.rng import noise_stream
 
+pytestmark = pytest.mark.system
+
 KINDS = {
     "alexnet": "dropout, wide linear layers",
     "convnext_tiny": "layer_scale, LayerNorm2d, depthwise 7 x 7",

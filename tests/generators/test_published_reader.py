@@ -12,6 +12,9 @@ from tests.support.published_networks import network, tiny, torchvision
 from torch_geninit.generators.published.reader.read import AutogradReadError, read
 
 
+pytestmark = pytest.mark.system
+
+
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the recorder run every model on real tensors, where autograd is what the originals walked."""
     from torch_geninit.generators.published.reader import read as autograd

@@ -444,6 +444,7 @@ def run_processes(
     return lines, json.loads(codes)
 
 
+@pytest.mark.system
 class TestProcesses:
     """With the environment that users set, which the client reads when it is imported."""
 

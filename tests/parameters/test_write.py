@@ -391,10 +391,11 @@ class TestAmbient:
             assert mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]
 
     @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+    @pytest.mark.system
     def test_a_fork_while_another_thread_computes_is_not_stuck(self) -> None:
         script = """
             import os, threading, time
-from torch_geninit._utils.determinism import fixed
+            from torch_geninit._utils.determinism import fixed
             inside, leave = threading.Event(), threading.Event()
             def hold():
                 with fixed():

@@ -101,7 +101,6 @@ class TestBits:
         script = """
             import hashlib
             from tests.support import golden_values as golden
-from tests.support import processes
             for verb, name in golden.pairs():
                 make = next(iter(golden.networks(name).values()))
                 model = golden.apply(verb, name, make())
