@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tests.support.published_networks import network, tiny, torchvision
 from torch_geninit.generators.published.reader.read import AutogradReadError, read
 
-
 pytestmark = pytest.mark.system
 
 
