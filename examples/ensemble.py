@@ -12,8 +12,8 @@ from torch import Tensor
 
 import torch_geninit as geninit
 from torch_geninit.training.data.images import Split
-from torch_geninit.training.evaluate.ensembles import diversity, measures, probabilities_of
 from torch_geninit.training.loops.classifier import Phase, Recipe, logits_of, train_classifier
+from torch_geninit.training.metrics import diversity, measures, probabilities_of
 from torch_geninit.training.networks.resnet import resnet20
 
 

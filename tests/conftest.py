@@ -57,6 +57,12 @@ TRAINED_GHN: dict[str, Any] = {
 }
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spare ``-m unit`` the imports of tests that are none."""
+    outside = collection_path.parent == Path(__file__).parent and collection_path.name not in UNITS
+    return True if config.option.markexpr == "unit" and outside else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the unit tests: those of UNITS' folders that have no marker of another tier."""

@@ -153,6 +153,7 @@ def test_references_are_never_the_networks_it_is_judged_by() -> None:
     assert not references & set(unseen_specs(8))
 
 
+@pytest.mark.full
 def test_references_of_a_family_are_never_of_the_hundred_of_all() -> None:
     families = {name: WEIGHTS[name] for name in ("transformer",)}
     references = set(specs_to_fit(20, judged_by=2, families=families))

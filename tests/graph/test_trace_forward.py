@@ -235,6 +235,7 @@ def test_scripted_and_traced_submodules() -> None:
     assert operations(check(graph, torch.zeros(1, 4))) == expected
 
 
+@pytest.mark.system
 def test_a_chain_of_two_thousand_layers_takes_linear_work() -> None:
     """Counted in calls, the same on a busy machine; a quadratic walk makes sixteen times as many."""
 

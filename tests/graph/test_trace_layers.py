@@ -298,6 +298,7 @@ class Flexible(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2)) + 0 * statistic.sum()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("masked", "compiled"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("real", [False, True])
 @pytest.mark.filterwarnings("ignore")

@@ -27,6 +27,7 @@ from torch_geninit.training.runs.checkpoint import Run
 QUICK = VAERecipe("slice", 2, 8, standardise=True, variance=None, epochs=(2, 1), batch_size=2048)
 
 
+@pytest.mark.full
 def test_trained_vaes_reproduce_scale_correlation_and_tails(tmp_path):
     covariance = make_zoo(tmp_path, 5)
     recipe = replace(QUICK, hidden=16, epochs=(30, 5), batch_size=512)
@@ -70,6 +71,7 @@ def test_copies_are_near_what_they_were_copied_from():
     assert nearest_ratio(torch.randn(1500, 1), unseen[:, :1], seen[:, :1]) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.full
 def test_whole_filters_of_the_first_layer_keep_what_their_inputs_have_in_common(tmp_path):
     """Every filter of this zoo is nearly the same slice for all three colours."""
     stream = torch.Generator().manual_seed(0)

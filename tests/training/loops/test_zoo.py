@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -32,17 +33,16 @@ def data(images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_every_seed_draws_its_own_network_with_normalisation(images: Split) -> None:
     shapes = []
-    for seed in range(4):
-        one, again = (zoo.drawn(seed, images, FAMILIES, 5_000_000) for _ in range(2))
-        shapes.append({name: tuple(p.shape) for name, p in one.named_parameters()})
-        assert shapes[-1] == {name: tuple(p.shape) for name, p in again.named_parameters()}
-        assert any("Norm" in type(module).__name__ for module in one.modules())
-    assert len({str(one) for one in shapes}) == 4
+    for seed in (0, 1, 2, 0):
+        model = zoo.drawn(seed, images, FAMILIES, 5_000_000)
+        shapes.append({name: tuple(p.shape) for name, p in model.named_parameters()})
+        assert any("Norm" in type(module).__name__ for module in model.modules())
+    assert shapes[0] == shapes[3] and len({str(one) for one in shapes}) == 3
 
 
 def test_depthwise_kernels_alone_are_shrunk(images: Split) -> None:
-    model, small = (zoo.drawn(2, images, FAMILIES, 5_000_000) for _ in range(2))
-    small.load_state_dict(model.state_dict())
+    model = zoo.drawn(2, images, FAMILIES, 5_000_000)
+    small = copy.deepcopy(model)
     zoo.shrink_depthwise_(small, 0.1)
     depthwise = {f"{name}.weight" for name, m in model.named_modules() if getattr(m, "groups", 1) > 1}
     assert 0 < len(depthwise) < len(list(model.parameters()))

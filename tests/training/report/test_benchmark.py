@@ -19,6 +19,7 @@ def options(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@pytest.mark.full
 def test_sections_are_rewritten_and_the_rest_of_the_page_stays(
     tmp_path: Path, tiny_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
