@@ -76,7 +76,7 @@ def expect(
             f"{type(model).__name__} has no parameter that {made.source} would generate, so there is nothing "
             f"to expect: {why}"
         )
-    with fixed():
+    with fixed(), made.pretrained.unhooked():
         expectation = made.pretrained.expectation(made)
     if expectation is None:
         raise ValueError(

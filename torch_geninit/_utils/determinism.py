@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torch_geninit._utils.interrupts import never_while_switching
+from torch_geninit._utils.surroundings import undisturbed
 
 # Default dtype and matmul precision belong to the process: two threads that save and restore them at once
 # would leave one thread's setting behind.
@@ -36,17 +37,33 @@ def fixed() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(never_while_switching())
         stack.enter_context(_lock)
+        stack.enter_context(undisturbed())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_default_dtype())
+        stack.enter_context(fastest_algorithms())
         mkldnn: Any = torch.backends.mkldnn
         for operation in (mkldnn.matmul, mkldnn.conv):
             stack.enter_context(_full_precision(operation))
         stack.enter_context(_one_thread())
         yield
+
+
+@contextmanager
+def fastest_algorithms() -> Iterator[None]:
+    """Leave deterministic mode, whose algorithms are other ones: on one CPU thread all are deterministic."""
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
 
 @contextmanager

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.modules import module as _module
 
 from torch_geninit.generators.compact import Compact
 from torch_geninit.generators.entry import Entry
 from torch_geninit.generators.probe import Probe
 from torch_geninit.generators.request import Expectation, Request, Verdict
 from torch_geninit.graph.architecture import Architecture
+
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 
 
 class WeightGenerator(nn.Module):
@@ -42,6 +51,19 @@ class WeightGenerator(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.config = dict(config)
+
+    @contextmanager
+    def unhooked(self) -> Iterator[None]:
+        """Compute without the hooks that others registered for all modules of the process."""
+        modules = list(self.modules()) if any(getattr(_module, name, None) for name in _GLOBAL_HOOKS) else []
+        before = [module.__dict__.get("_compiled_call_impl") for module in modules]
+        try:
+            for module in modules:
+                module._compiled_call_impl = module.forward
+            yield
+        finally:
+            for module, call in zip(modules, before, strict=True):
+                module.__dict__["_compiled_call_impl"] = call
 
     def trace(self, model: nn.Module, example_inputs: Any = None) -> Architecture:
         """Read ``model`` as this generator was trained to see networks; the model itself is never called.

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from torch_geninit._utils import strict_json
 from torch_geninit._utils.interrupts import never_while_switching
+from torch_geninit._utils.surroundings import undisturbed
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.probe import IMAGES, LABELS, Probe
 from torch_geninit.hub.config import FORMAT_VERSION, KINDS, check_config
@@ -45,6 +46,7 @@ class GeneratorFileError(ValueError):
     """A generator file that can't be used; the message names the file, what is wrong and what to do."""
 
 
+@undisturbed()
 def read(path: str | os.PathLike[str]) -> WeightGenerator:
     """Read a generator file and return the generator, in float32 on the CPU, in evaluation mode.
 
@@ -81,7 +83,7 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
                 raise HeaderError("it changed while it was read")
             if probed:
                 generator.probe = _probe(path, config, values)
-            generator.load_state_dict(values, assign=True)
+            _assign(generator, values)
     return generator.eval().requires_grad_(False)
 
 
@@ -93,6 +95,20 @@ def _probe(path: Path, config: Mapping[str, Any], values: dict[str, Tensor]) -> 
     except ValueError as error:
         raise GeneratorFileError(f"{path} can't be used: {error}") from error
     return probe
+
+
+def _assign(generator: WeightGenerator, values: Mapping[str, Tensor]) -> None:
+    """Put tensors in the places of those without values.
+
+    Straight into the modules' own dictionaries, since ``register_parameter`` may be somebody's who builds
+    models without memory, and moves every parameter to the meta device.
+    """
+    for path, module in generator.named_modules():
+        start = f"{path}." if path else ""
+        for name in [n for n, parameter in module._parameters.items() if parameter is not None]:
+            module._parameters[name] = nn.Parameter(values[start + name], requires_grad=False)
+        for name in module._buffers.keys() - module._non_persistent_buffers_set:
+            module._buffers[name] = values[start + name]
 
 
 def finite(tensor: Tensor) -> bool:
@@ -172,6 +188,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _config(path, header)
 
 
+@undisturbed()
 def outline(path: str | os.PathLike[str]) -> WeightGenerator:
     """Return the generator of a file without its values, on the meta device: enough to plan with.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from torch_geninit._utils.modules import named_modules
 from torch_geninit.graph.tracer.copying import ATOMS, CannotFollow, Copier
 
 _RECURRENT = frozenset(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"))
@@ -45,7 +46,7 @@ def clone_structure(model: nn.Module, copier: Copier) -> tuple[nn.Module, dict[i
     Returns:
         The clone, and id of tensor -> its stand-in, for every registered parameter and buffer.
     """
-    modules = list(model.modules())
+    modules = [module for _, module in named_modules(model)]
     inner = {id(module): unwrap(module) for module in modules}
     own = [module for module in modules if inner[id(module)] is module]
     plain = [module for module in own if not isinstance(module, torch.jit.ScriptModule)]
@@ -79,7 +80,7 @@ def clone_structure(model: nn.Module, copier: Copier) -> tuple[nn.Module, dict[i
     clone: nn.Module = copier.memo[id(model)]
     set_training(clone, False)
     if any(getattr(_torch_module, name, None) for name in _GLOBAL_HOOKS):
-        for module in {id(m): m for m in (*clone.modules(), *copier.modules)}.values():
+        for module in {id(m): m for m in (*dict(named_modules(clone)).values(), *copier.modules)}.values():
             _bypass_hooks(module)
     return clone, tensors
 
@@ -97,7 +98,7 @@ def _refuse_recurrent(script: nn.Module) -> None:
 
 def set_training(clone: nn.Module, mode: bool) -> None:
     """Set the mode of every module, whatever their own ``train`` methods do."""
-    for module in clone.modules():
+    for _, module in named_modules(clone):
         module.training = mode
 
 

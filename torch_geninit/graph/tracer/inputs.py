@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from torch_geninit._utils.modules import named_modules
 from torch_geninit.graph.tracer.clone import tensors_in
 from torch_geninit.graph.tracer.recorder import NESTED
 
@@ -103,7 +104,7 @@ def guesses(model: nn.Module, batch: int = 1) -> list[Inputs]:
     """
     shapes: list[tuple[int, ...]] = []
     tokens = False
-    for module in model.modules():
+    for _, module in named_modules(model):
         if isinstance(module, _ConvNd):
             shapes = [(module.in_channels, *size) for size in _image_sizes(model, module)]
         elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -143,7 +144,7 @@ def _image_sizes(model: nn.Module, stem: _ConvNd) -> list[tuple[int, ...]]:
         sizes = (16, 32, 64, 112)
     else:
         reduces = stem.stride[0] > 1 or stem.kernel_size[0] >= 7
-        deep = sum(isinstance(module, _POOLS) for module in model.modules()) >= 5
+        deep = sum(isinstance(module, _POOLS) for _, module in named_modules(model)) >= 5
         sizes = (224, 32, 299, 256, 64, 28) if reduces or deep else (32, 224, 28, 64, 256)
         sizes = tuple(dict.fromkeys((*sizes, *_implied_sizes(model, stem))))
     return [(size,) * space for size in sizes]
@@ -172,7 +173,7 @@ def _implied_sizes(model: nn.Module, stem: nn.Module) -> list[int]:
                 for extra in (0, 1, 2, 5)
                 if positions > extra and _square(positions - extra)
             ]
-    layers = [m for m in model.modules() if isinstance(m, (_ConvNd, *_POOLS))]
+    layers = [m for _, m in named_modules(model) if isinstance(m, (_ConvNd, *_POOLS))]
     if layers and isinstance(layers[-1], nn.AvgPool2d):
         kernel = layers[-1].kernel_size
         strides = [_first(m.stride) for m in layers[:-1] if _first(m.kernel_size) > 1]

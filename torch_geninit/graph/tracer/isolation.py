@@ -12,6 +12,7 @@ import torch
 
 from torch_geninit._utils import determinism
 from torch_geninit._utils.interrupts import never_while_switching
+from torch_geninit._utils.surroundings import undisturbed
 
 
 @contextmanager
@@ -26,12 +27,16 @@ def isolated() -> Iterator[None]:
         stack.enter_context(never_while_switching())
         # Two threads that save and restore the state of the process at once would leave one's behind.
         stack.enter_context(determinism._lock)
+        stack.enter_context(undisturbed())
         _keep_random_states(stack)
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         stack.callback(_set_threads, torch.get_num_threads())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(determinism.fastest_algorithms())
+        if _top_saved_tensors_hooks(False) is not None:  # of others, who would see our tensors
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         for device in ("cpu", "cuda"):
@@ -41,6 +46,15 @@ def isolated() -> Iterator[None]:
         if {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+_top_saved_tensors_hooks: Any = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: None
+)
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _set_threads(count: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torch_geninit._utils.modules import named_modules, named_parameters
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer import outside
 from torch_geninit.graph.tracer.clone import clone_structure, set_training, tensors_in
@@ -75,7 +76,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
     if not isinstance(model, nn.Module):
         raise TypeError(f"trace expects a torch.nn.Module, got {type(model).__name__}")
     names: dict[int, str] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         names[id(parameter)] = name
         if is_lazy(parameter):
             raise TraceError(
@@ -191,7 +192,7 @@ def _explain(model: nn.Module, failures: list[_Failure]) -> str:
 
 def _about_hooks(model: nn.Module) -> str:
     """Say that hooks were left out, where there are any that may compute what forward reads."""
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         for hook in module._forward_pre_hooks.values():
             if not makes_weight(hook):
                 hook_name = getattr(hook, "__name__", type(hook).__name__)

@@ -1,0 +1,52 @@
+"""What other code has switched on around a call, set aside while the call computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.utils import _python_dispatch
+
+from torch_geninit._utils.interrupts import never_while_switching
+
+_STACK: Any = torch._C
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compute without the modes of others: ``TorchFunctionMode``, ``TorchDispatchMode``, default devices.
+
+    A mode that counts, logs, fakes or moves the user's tensors would do the same to ours. All is as before
+    when the block is left; other threads never notice.
+
+    Raises:
+        RuntimeError: inside a function that torch.compile is compiling.
+    """
+    _refuse_compilation()
+    with ExitStack() as stack:
+        stack.enter_context(never_while_switching())
+        if _python_dispatch._get_current_dispatch_mode_stack():
+            stack.enter_context(_python_dispatch._disable_current_modes())
+        stack.enter_context(_no_function_modes())
+        yield
+
+
+@contextmanager
+def _no_function_modes() -> Iterator[None]:
+    modes = [_STACK._pop_torch_function_stack() for _ in range(_STACK._len_torch_function_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            _STACK._push_on_torch_function_stack(mode)
+
+
+def _refuse_compilation() -> None:
+    callback = getattr(_STACK._dynamo.eval_frame, "get_eval_frame_callback", lambda: None)
+    if torch.compiler.is_compiling() or callback() not in (None, False):
+        raise RuntimeError(
+            "torch-geninit can't run inside of a function that torch.compile compiles: initialise before, "
+            "and compile the initialised model"
+        )
