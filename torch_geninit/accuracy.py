@@ -39,7 +39,8 @@ def expect(
     written.
 
     Args:
-        model: any network, on meta too; it is not called.
+        model: any network, on meta too. It is not called; its forward pass runs on a copy, and may have
+            effects outside of it (see ``trace``).
         pretrained: as in ``ghn_``; of noise hypernetworks nothing was measured.
         example_inputs, graph: as in ``ghn_``.
         revision, cache_dir, local_files_only, token: as in ``ghn_``.

@@ -129,7 +129,8 @@ def ghn_(
     the same. Running statistics of BatchNorm are not touched; see ``recalibrate_bn_``.
 
     Args:
-        model: any network; it is not called.
+        model: any network. It is not called; its forward pass runs on a copy, and may have effects outside
+            of it, such as files that it writes (see ``trace``).
         pretrained: a name from ``list_pretrained``, ``"auto"`` for the one that knows the model best
             among those whose files are here, a path to a .safetensors file, or what ``load`` returned.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments to trace with; guessed
@@ -214,7 +215,8 @@ def noise_ghn_(
     kernels mirrored left to right, so an ensemble is best made of consecutive seeds.
 
     Args:
-        model: any network; it is not called.
+        model: any network. It is not called; its forward pass runs on a copy, and may have effects outside
+            of it, such as files that it writes (see ``trace``).
         seed: of the noise.
         noise_scale: sigma; 0 gives every seed the same weights, without mirroring, larger values more
             different members.
@@ -276,7 +278,8 @@ def plan(
     raises if the memory of a parameter can't be written. Seeds and noise belong to ``Plan.write_``.
 
     Args:
-        model: any network; it is not called.
+        model: any network. It is not called; its forward pass runs on a copy, and may have effects outside
+            of it, such as files that it writes (see ``trace``).
         method: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
         pretrained: as the initialiser's; by default its own.
         example_inputs, graph, head, untrusted: as in ``ghn_``; ``"vae"`` has no use for them.

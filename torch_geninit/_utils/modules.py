@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 from torch import nn
@@ -20,6 +21,8 @@ def named_modules(
     seen: set[int] = set()
 
     def walk(path: str, part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        if type(part) in weakref.ProxyTypes:
+            part = part.__init__.__self__  # type: ignore[misc]
         if not every_path:
             if id(part) in seen:
                 return

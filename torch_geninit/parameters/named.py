@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from torch_geninit._utils.modules import named_modules
 from torch_geninit.graph.tracer.clone import unwrap
 from torch_geninit.parameters.dtensor import is_sharded
 
@@ -42,7 +43,7 @@ class ModuleNames:
 
     def __init__(self, model: nn.Module | None = None, prefix: str = "") -> None:
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        for name, module in model.named_modules() if model is not None else ():
+        for name, module in named_modules(model) if model is not None else ():
             self._names[module] = canonical_module(".".join(filter(None, (prefix, name))))
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -146,7 +147,7 @@ def _without_tied_norms(refs: list[ParameterRef]) -> list[ParameterRef]:
 
 
 def _parameters(module: nn.Module, prefix: str) -> Iterator[ParameterRef]:
-    modules = dict(module.named_modules(remove_duplicate=False))
+    modules = dict(named_modules(module, every_path=True))
     for path, owner in modules.items():
         if not owner._parameters:
             continue

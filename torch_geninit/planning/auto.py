@@ -42,7 +42,7 @@ def select(
     options = replace(options, untrusted="generate", include=None, exclude=None)
     for name, generator in candidates:
         made = plan_graph(model, method, generator, name, options, refs)
-        options = replace(options, graph=made.architecture)
+        options = options.with_graph(made.architecture)
         rank = _rank(made)
         if best is None or rank > best[0]:
             best = rank, name
@@ -58,7 +58,7 @@ def _rank(made: Plan) -> tuple[float, ...]:
     matrices = sum(len(entry.shape) > 1 for entry in made.generated)
     expected = 0.0
     if trusted:  # far from all that was measured, an expectation tells nothing
-        with fixed():
+        with fixed(), made.pretrained.unhooked():
             measured = made.pretrained.expectation(made)
         expected = measured.accuracy if measured else 0.0
     # What is outside was never measured: of a network that another one was trained on it may expect too much.

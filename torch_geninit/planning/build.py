@@ -99,11 +99,14 @@ def plan_graph(
     """Plan for a generator that reads the graph of a model; ``refs`` are the parameters of ``model``."""
     filters = read_filters(refs, options.include, options.exclude)
     rules, graph, head = filters.kept, options.graph, options.head
-    unread = pretrained.unread if graph is None else OTHER_GRAPH
+    passed = graph is not None and not options.traced
+    unread = OTHER_GRAPH if passed else pretrained.unread
     if graph is None and any(ref.name not in rules for ref in refs):
         graph = pretrained.trace(model, options.example_inputs)
     if graph is not None:
-        graph = align.fit(graph, refs, type(model).__name__)
+        if passed:
+            align.check(graph, refs, model, lambda: pretrained.trace(model, options.example_inputs))
+        graph = align.fit(graph, refs)
     uses = graph.uses if graph is not None else {}
     classes = len(pretrained.config["classes"])
     heads = head_nodes(graph) if graph is not None else {}

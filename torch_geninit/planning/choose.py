@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
@@ -95,4 +94,4 @@ def _automatic(
         raise ValueError(f"revision={hub.revision!r} can't be combined with pretrained={registry.AUTO!r}")
     candidates = registry.outlines(KINDS[method][0], cache_dir=hub.cache_dir)
     name, graph = select(model, method, candidates, options, refs)
-    return name, replace(options, graph=graph)
+    return name, options.with_graph(graph)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
@@ -26,6 +26,12 @@ class PlanOptions:
     name: str = ""
     include: Patterns = None
     exclude: Patterns = None
+    traced: bool = False
+    """Whether the graph was read off the very model, not passed."""
+
+    def with_graph(self, graph: Architecture | None) -> PlanOptions:
+        """Return the options with a graph that was read off the model, unless one was passed."""
+        return replace(self, graph=graph, traced=self.traced or self.graph is None)
 
     def check(self, method: Method) -> None:
         """Raise a TypeError or ValueError that names the option which can't be, or not with ``method``."""

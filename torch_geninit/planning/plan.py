@@ -14,6 +14,7 @@ from torch import nn
 
 from torch_geninit._utils.checks import check_seed
 from torch_geninit._utils.determinism import fixed
+from torch_geninit._utils.surroundings import undisturbed
 from torch_geninit._utils.tables import Table
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact
@@ -77,6 +78,7 @@ class Plan(Request):
         routes = {entry.name: (entry.route.value, entry.reason) for entry in self.entries}
         return Drawing.of(self.architecture, routes, f"{self._title}, {self.source}")
 
+    @undisturbed()
     def predict(self, *, seed: int | None = None, noise_scale: float = 1.0) -> Prediction:
         """Ask the generator for compact predictions; nothing is written.
 
@@ -110,7 +112,7 @@ class Plan(Request):
             seed = int(torch.randint(2**31 - 1, (), device="cpu"))
         compact: Mapping[str, Compact] = {}
         if self.generated:
-            with fixed():
+            with fixed(), self.pretrained.unhooked():
                 compact = self.pretrained.predict(self, seed=seed, noise_scale=noise_scale)
                 for entry in self.generated:
                     if entry.name not in compact:

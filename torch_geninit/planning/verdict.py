@@ -14,7 +14,7 @@ def ask_verdict(plan: Plan, untrusted: Untrusted = "keep") -> Plan:
     """Ask for the verdict; without trust everything that would be generated is skipped, unless asked for."""
     if not plan.generated:
         return plan
-    with fixed():
+    with fixed(), plan.pretrained.unhooked():
         verdict = plan.pretrained.verdict(plan)
     if verdict.trusted or untrusted == "generate":
         return replace(plan, verdict=verdict)

@@ -151,7 +151,7 @@ class Copier:
         try:
             copied = rule(self, value)
         except Exception as error:
-            if isinstance(value, nn.Module | Tensor):
+            if isinstance(error, MemoryError) or issubclass(kind, nn.Module | Tensor):
                 raise
             copied = Uncopied(value, error)
         return copied if copied is value else self.remember(value, copied)

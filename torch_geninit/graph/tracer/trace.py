@@ -50,21 +50,26 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
     """Read a model's architecture: its operations, what flows between them, and who reads which parameter.
 
     A structural clone without data is run once and its ATen operations are recorded; the model itself is
-    neither called nor changed, nor is any global state. Works on every device, also meta.
+    neither called nor changed, nor what it owns, what its code names in classes and modules, or any random
+    state. Hooks are left out. The forward pass does run, on the clone, and may have effects outside of it:
+    what it prints, logs or writes to a file stays. Works on every device, also meta.
 
     Args:
         model: any module.
         example_inputs: what its ``forward`` takes: a tensor, a tuple of arguments, or a dict of keyword
             arguments. The tensors may be on any device; only shapes and types matter, unless ``forward``
             itself decides by values, as in ``if x.mean() > 0``: the graph is then what happens with these.
-            Guessed from the first layer if None: an image of 1 to 4 channels, features, or tokens.
+            Guessed from the first layer if None: an image of 1 to 4 channels, features, or tokens. Several
+            guesses are tried.
 
     Returns:
-        The graph; every parameter that the output depends on is named by exactly its name in
-        ``model.named_parameters()``.
+        The graph; every parameter that the output depends on is named as in
+        ``nn.Module.named_parameters(model)``.
 
     Raises:
-        TraceError: if the model can't be run on these (or the guessed) inputs.
+        TraceError: if the model can't be run on these (or the guessed) inputs, uses an object that can't be
+            copied, or the inputs are of no use (an empty batch, an iterator).
+        RuntimeError: inside of a function that torch.compile compiles.
         TypeError: if ``model`` is not a module.
 
     Example::

@@ -2,13 +2,12 @@
 
 GHN-1, GHN-2 and GHN-3 were trained on graphs that their authors took from autograd, quirks included, and
 their weights mean something on those graphs only. This module records such a graph; :mod:`.rules`
-holds the originals' clean-up, :mod:`.vocabulary` their primitives. Nothing here is shared with
-:mod:`.trace` but the data types of :mod:`.architecture`.
+holds the originals' clean-up, :mod:`.vocabulary` their primitives. Only the copy of the model is made as for
+:func:`torch_geninit.trace`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -16,13 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_geninit._utils.modules import named_modules
 from torch_geninit.generators.published.reader.graph import Graph, Leaf, Vertex
 from torch_geninit.generators.published.reader.rules import Refused, read_ghn2, read_ghn3
 from torch_geninit.generators.published.reader.shapes import ShapesOnly
 from torch_geninit.generators.published.reader.vocabulary import PRIMITIVES, primitive
 from torch_geninit.generators.published.reader.walk import heads, walk
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
+from torch_geninit.graph.tracer.clone import clone_structure
+from torch_geninit.graph.tracer.copying import Copier
 from torch_geninit.graph.tracer.isolation import isolated
+from torch_geninit.graph.tracer.outside import copied
 from torch_geninit.graph.vocabulary import VERSION
 
 
@@ -82,10 +85,9 @@ def _is_special(cls: type) -> bool:
 def _run(model: nn.Module, example_inputs: Any) -> tuple[dict[int, Leaf], list[Tensor]]:
     problems = []
     for device in ("meta", "cpu"):
-        clone, leaves = _clone(model, device)
         for args, kwargs in _candidates(model, example_inputs, device):
             try:
-                outputs = _forward(clone, args, kwargs, device)
+                leaves, outputs = _forward(model, args, kwargs, device)
             except Exception as error:  # noqa: BLE001  a user's forward may raise anything
                 problems.append(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}")
                 continue
@@ -98,53 +100,27 @@ def _run(model: nn.Module, example_inputs: Any) -> tuple[dict[int, Leaf], list[T
     )
 
 
-def _forward(clone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: str) -> list[Tensor]:
-    with isolated(), ShapesOnly() if device == "meta" else nullcontext(), torch.device(device):
-        return [t for t in _tensors(clone(*args, **kwargs)) if t.grad_fn is not None]
-
-
-def _clone(model: nn.Module, device: str) -> tuple[nn.Module, dict[int, Leaf]]:
-    """Copy the structure of ``model`` with float32 stand-ins for its tensors, all parameters trainable.
+def _forward(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: str
+) -> tuple[dict[int, Leaf], list[Tensor]]:
+    """Run a copy with float32 stand-ins for tensors, in train mode, all parameters trainable.
 
     Returns:
-        The copy, in train mode, and id of stand-in -> parameter (its name in ``model``, its owner in the
-        copy).
+        Id of stand-in -> parameter (its name in ``model``, its owner in the copy), and the outputs.
     """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        registries = (module._parameters, module._buffers, vars(module))
-        for tensor in (t for r in registries for t in r.values() if isinstance(t, Tensor)):
-            if id(tensor) not in memo:
-                memo[id(tensor)] = _stand_in(tensor, device)
-    # innermost first, so that a wrapper's copy is the copy of what it wraps
-    for module in reversed(list(model.modules())):
-        inner = _wrapped(module)
-        if inner is not None:
-            memo[id(module)] = copy.deepcopy(inner, memo)
-    clone: nn.Module = copy.deepcopy(model, memo)
-    for module in clone.modules():
-        for name, value in vars(module).items():
-            if name.endswith("_hooks") and isinstance(value, dict):
-                value.clear()
-        module._compiled_call_impl = None
-    leaves: dict[int, Leaf] = {}
-    for path, module in model.named_modules():
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None and id(memo[id(parameter)]) not in leaves:
-                name = f"{path}.{attribute}" if path else attribute
-                owner = memo.get(id(module), clone)
-                leaves[id(memo[id(parameter)])] = Leaf(name, owner, tuple(parameter.shape))
-    return clone.train(), leaves
-
-
-def _wrapped(module: nn.Module) -> nn.Module | None:
-    """Return what a compiled or data-parallel wrapper calls."""
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner: nn.Module = module.module
-        return inner
-    if type(module).__name__ == "OptimizedModule":
-        return module._modules["_orig_mod"]
-    return None
+    with isolated():
+        copier = Copier(lambda tensor: _stand_in(tensor, device))
+        clone, _ = clone_structure(model, copier)
+        clone.train()
+        leaves: dict[int, Leaf] = {}
+        for path, module in named_modules(model):
+            for attribute, parameter in module._parameters.items():
+                if parameter is not None and id(copier(parameter)) not in leaves:
+                    name = f"{path}.{attribute}" if path else attribute
+                    owner = copier.memo.get(id(module), clone)
+                    leaves[id(copier(parameter))] = Leaf(name, owner, tuple(parameter.shape))
+        with copied(copier), ShapesOnly() if device == "meta" else nullcontext(), torch.device(device):
+            return leaves, [t for t in _tensors(clone(*args, **kwargs)) if t.grad_fn is not None]
 
 
 def _stand_in(tensor: Tensor, device: str) -> Tensor:
