@@ -125,7 +125,7 @@ def guesses(model: nn.Module, batch: int = 1) -> list[Inputs]:
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
         found = [_tensor((_TOKENS, batch, shapes[0][-1]))]
     elif not isinstance(module, _ConvNd) or module.in_channels > 4:
-        sizes = dict.fromkeys((224, 256, *_implied_sizes(model, module), 32, 64))
+        sizes = dict.fromkeys((224, 256, *_sizes_of_positions(model, module), 32, 64))
         found += [_tensor((batch, 3, size, size)) for size in sizes]
     return [*found, *_declared(model)]
 
@@ -146,15 +146,17 @@ def _image_sizes(model: nn.Module, stem: _ConvNd) -> list[tuple[int, ...]]:
         reduces = stem.stride[0] > 1 or stem.kernel_size[0] >= 7
         deep = sum(isinstance(module, _POOLS) for _, module in named_modules(model)) >= 5
         sizes = (224, 32, 299, 256, 64, 28) if reduces or deep else (32, 224, 28, 64, 256)
-        sizes = tuple(dict.fromkeys((*sizes, *_implied_sizes(model, stem))))
+        first, *others = sizes
+        sizes = tuple(
+            dict.fromkeys((first, *_sizes_of_positions(model, stem), *others, *_size_of_pool(model)))
+        )
     return [(size,) * space for size in sizes]
 
 
-def _implied_sizes(model: nn.Module, stem: nn.Module) -> list[int]:
-    """Return sizes of square images that the tables of positions and the pools of a model imply.
+def _sizes_of_positions(model: nn.Module, stem: nn.Module) -> list[int]:
+    """Return the sizes of square images that the tables of positions of a model imply.
 
-    A table for n patches of p x p pixels, with or without tokens for a class, says sqrt(n) p; a last pooling
-    of k x k after strides whose product is s says k s.
+    A table for n patches of p x p pixels, with or without tokens beside them, says sqrt(n) p.
     """
     if isinstance(stem, _ConvNd):
         width, patches = stem.out_channels, [int(stem.stride[0])]
@@ -164,21 +166,24 @@ def _implied_sizes(model: nn.Module, stem: nn.Module) -> list[int]:
     else:
         return []
     sizes = []
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if "pos" in name.lower() and not is_lazy(tensor) and tensor.ndim > 1 and width in tensor.shape:
-            positions = tensor.numel() // width
-            sizes += [
-                isqrt(positions - extra) * patch
-                for patch in patches
-                for extra in (0, 1, 2, 5)
-                if positions > extra and _square(positions - extra)
-            ]
-    layers = [m for _, m in named_modules(model) if isinstance(m, (_ConvNd, *_POOLS))]
-    if layers and isinstance(layers[-1], nn.AvgPool2d):
-        kernel = layers[-1].kernel_size
-        strides = [_first(m.stride) for m in layers[:-1] if _first(m.kernel_size) > 1]
-        sizes.append(_first(kernel) * prod(strides))
+    for module_name, module in named_modules(model):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None or is_lazy(tensor) or tensor.ndim < 2 or width not in tensor.shape:
+                continue
+            if "pos" in f"{module_name}.{name}".lower():
+                positions = [tensor.numel() // width - beside for beside in (0, 1, 2, 5)]
+                sizes += [isqrt(n) * patch for patch in patches for n in positions if n > 0 and _square(n)]
     return [size for size in dict.fromkeys(sizes) if 1 < size <= _LARGEST]
+
+
+def _size_of_pool(model: nn.Module) -> list[int]:
+    """Return the size of images that a last pooling of k x k, after strides of product s, implies: k s."""
+    layers = [m for _, m in named_modules(model) if isinstance(m, (_ConvNd, *_POOLS))]
+    if not isinstance(layers[-1], nn.AvgPool2d):
+        return []
+    strides = [_first(layer.stride) for layer in layers[:-1] if _first(layer.kernel_size) > 1]
+    size = _first(layers[-1].kernel_size) * prod(strides)
+    return [size] if 1 < size <= _LARGEST else []
 
 
 def _square(number: int, factor: int = 1) -> bool:
