@@ -14,7 +14,9 @@ from torch.nn.modules import module as _torch_module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from torch_geninit._utils.modules import named_modules
-from torch_geninit.graph.tracer.copying import ATOMS, CannotFollow, Copier
+from torch_geninit.graph.tracer.copying import Copier
+from torch_geninit.graph.tracer.structure import ATOMS
+from torch_geninit.graph.tracer.uncopied import CannotFollow
 
 _RECURRENT = frozenset(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"))
 _GLOBAL_HOOKS = (

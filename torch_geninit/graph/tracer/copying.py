@@ -7,59 +7,31 @@ along, and calls ``__deepcopy__`` and ``__reduce__`` of anyone's, which may hand
 from __future__ import annotations
 
 import _thread
-import collections
 import copy
 import enum
 import functools
 import logging
-import re
 import sys
 import threading
 import types
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from torch_geninit.graph.tracer.structure import ATOMS, CONTAINERS, Structures
+from torch_geninit.graph.tracer.uncopied import Uncopied
+
 StandIn = Callable[[Tensor], Tensor]
 
-HOOKS = frozenset(
-    {
-        "_backward_pre_hooks",
-        "_backward_hooks",
-        "_forward_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_hooks_always_called",
-        "_forward_pre_hooks_with_kwargs",
-        "_state_dict_hooks",
-        "_state_dict_pre_hooks",
-        "_load_state_dict_pre_hooks",
-        "_load_state_dict_post_hooks",
-    }
-)
-ATOMS = frozenset(
-    (int, float, complex, bool, str, bytes, type(None), type, range, slice, type(...), type(NotImplemented))
-    + (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
-    + (types.ModuleType, types.CodeType, re.Pattern, property, types.GenericAlias, object)
-)
 # What only names something of the process, or can't change.
 _SHARED = (
     *(type, types.ModuleType, enum.Enum, logging.Logger, logging.Handler, BaseException),
     *(types.MemberDescriptorType, types.GetSetDescriptorType, types.MethodDescriptorType),
     types.WrapperDescriptorType,
-)
-_CONTAINERS: tuple[type, ...] = (
-    OrderedDict,
-    collections.defaultdict,
-    dict,
-    list,
-    set,
-    collections.deque,
-    bytearray,
 )
 _LOCK, _RLOCK, _LOCAL = _thread.allocate_lock, threading.RLock, threading.local
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy"}
@@ -73,70 +45,21 @@ def is_library(value: Any) -> bool:
     return (getattr(value, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
-class CannotFollow(NotImplementedError):
-    """Says in words what the tracer can't follow; other inputs would not help."""
-
-
-class Uncopied:
-    """Stands in a copy for an object that can't be copied; refuses to be used."""
-
-    __slots__ = ("_refuse",)
-
-    def __init__(self, value: object, error: BaseException) -> None:
-        kind = type(value)
-        text = (
-            f"forward uses a {kind.__module__}.{kind.__qualname__}, which can't be copied "
-            f"({type(error).__name__}: {str(error)[:200]}), and the model's own must not change. Put "
-            "something that can be copied in its place for the trace, and pass the graph with graph="
-        )
-
-        def refuse(*_: object, **__: object) -> NoReturn:
-            raise CannotFollow(text)
-
-        object.__setattr__(self, "_refuse", refuse)
-
-    def __bool__(self) -> bool:
-        return True
-
-
-def _refuse(self: Uncopied, *_: object) -> NoReturn:
-    object.__getattribute__(self, "_refuse")()
-    raise AssertionError
-
-
-for _name in """__getattr__ __setattr__ __delattr__ __call__ __enter__ __exit__ __iter__ __next__ __len__
-        __getitem__ __setitem__ __delitem__ __contains__ __index__ __int__ __float__""".split():
-    setattr(Uncopied, _name, _refuse)
-
-
-class Copier:
-    """Copy objects deeply, each once; what refers to one object in the original does so in the copy.
+class Copier(Structures):
+    """Copy objects of every kind.
 
     Args:
         stand_in: what takes the place of a tensor.
 
     Attributes:
-        memo: id of an original -> its copy.
-        modules: copies of modules.
-        classes: classes of what was copied.
         functions: functions that came along as they are.
     """
 
     def __init__(self, stand_in: StandIn) -> None:
+        super().__init__()
         self.stand_in = stand_in
-        self.memo: dict[int, Any] = {}
-        self.modules: list[nn.Module] = []
-        self.classes: dict[type, None] = {}
         self.functions: dict[types.FunctionType, None] = {}
-        self._alive: list[Any] = []
         self._rules: dict[type, Callable[[Copier, Any], Any]] = {}
-        self._layouts: dict[type, tuple[Any, tuple[types.MemberDescriptorType, ...]]] = {}
-
-    def remember(self, value: Any, copied: Any) -> Any:
-        """Say what the copy of an object is."""
-        self.memo[id(value)] = copied
-        self._alive.append(value)  # its id must not be used again
-        return copied
 
     def __call__(self, value: Any) -> Any:
         """Return the copy of any object, itself if nothing about it can change."""
@@ -155,74 +78,6 @@ class Copier:
                 raise
             copied = Uncopied(value, error)
         return copied if copied is value else self.remember(value, copied)
-
-    def shell(self, value: Any) -> Any:
-        """Return a new object of the same class with nothing in it.
-
-        Raises:
-            TypeError: if the class is written in C.
-        """
-        kind = type(value)
-        base, _ = self._layout(kind)
-        shell = collections.deque.__new__(kind) if base is collections.deque else base.__new__(kind)
-        if base is collections.deque:
-            collections.deque.__init__(shell, maxlen=value.maxlen)
-        if base is collections.defaultdict:
-            shell.default_factory = self(value.default_factory)
-        self.classes[kind] = None
-        return self.remember(value, shell)
-
-    def fill(self, value: Any, shell: Any) -> Any:
-        """Copy an object's attributes, slots and items into its shell."""
-        kind = type(value)
-        try:
-            state = object.__getattribute__(value, "__dict__")
-        except AttributeError:
-            state = None
-        if type(state) is dict:
-            copied = object.__getattribute__(shell, "__dict__")
-            if issubclass(kind, nn.Module):
-                self.modules.append(shell)
-                copied.update((key, self._attribute(key, item)) for key, item in list(state.items()))
-            elif state:
-                copied.update((key, self(item)) for key, item in list(state.items()))
-        base, slots = self._layout(kind)
-        for slot in slots:
-            try:
-                item = slot.__get__(value)
-            except AttributeError:  # not set
-                continue
-            slot.__set__(shell, self(item))
-        if base is not object:
-            self._fill_container(value, shell, base)
-        return shell
-
-    def _layout(self, kind: type) -> tuple[Any, tuple[types.MemberDescriptorType, ...]]:
-        if kind not in self._layouts:
-            self._layouts[kind] = _base_of(kind), _slots_of(kind)
-        return self._layouts[kind]
-
-    def _fill_container(self, value: Any, shell: Any, base: Any) -> None:
-        if issubclass(base, dict):
-            mapping = OrderedDict if base is OrderedDict else dict
-            for key, item in list(mapping.items(value)):
-                mapping.__setitem__(shell, self(key), self(item))
-        elif base is set:
-            set.update(shell, [self(item) for item in set.__iter__(value)])
-        elif base is bytearray:
-            bytearray.extend(shell, value)
-        else:  # a list or deque
-            base.extend(shell, [self(item) for item in base.__iter__(value)])
-
-    def _attribute(self, key: str, value: Any) -> Any:
-        """Copy an attribute of a module; of its hooks only those of torch.nn.utils that compute a weight."""
-        if type(value) in ATOMS:
-            return value
-        if key in HOOKS:
-            return OrderedDict()
-        if key == "_forward_pre_hooks":
-            return OrderedDict((k, self(hook)) for k, hook in value.items() if makes_weight(hook))
-        return None if key == "_compiled_call_impl" else self(value)
 
     # One rule for each kind of object.
 
@@ -440,23 +295,8 @@ def _rule_of(kind: type) -> Callable[[Copier, Any], Any]:
     return next((rule for base, rule in _RULES_OF_BASES if issubclass(kind, base)), Copier._object)
 
 
-def _base_of(kind: type) -> Any:
-    """Return the container that a class extends, or object."""
-    return next((base for base in _CONTAINERS if issubclass(kind, base)), object)
-
-
-def _slots_of(kind: type) -> tuple[types.MemberDescriptorType, ...]:
-    bases = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
-    return tuple(slot for base in bases for slot in base.values() if type(slot) is types.MemberDescriptorType)
-
-
 def _root(value: Any) -> str:
     return type(value).__module__.partition(".")[0]
-
-
-def makes_weight(hook: Any) -> bool:
-    """Whether a forward pre-hook is one of torch.nn.utils: weight_norm, spectral_norm, pruning."""
-    return type(hook).__module__.startswith("torch.nn.utils")
 
 
 _RULES: Mapping[type, Callable[[Copier, Any], Any]] = {
@@ -476,7 +316,7 @@ _RULES: Mapping[type, Callable[[Copier, Any], Any]] = {
 _RULES_OF_BASES: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (nn.Module, Copier._module),
     (Tensor, Copier._tensor),
-    (_CONTAINERS, Copier._container),
+    (CONTAINERS, Copier._container),
     ((tuple, frozenset), Copier._frozen),
     (functools.partial, Copier._partial),
     ((weakref.WeakKeyDictionary, weakref.WeakValueDictionary), Copier._weak_mapping),

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch_geninit.graph.architecture import ParameterUse
 from torch_geninit.graph.tracer.clone import tensors_in
 from torch_geninit.graph.tracer.mixed_meta import CPU
-from torch_geninit.graph.tracer.recorder import Call, Operation, Recorder
+from torch_geninit.graph.tracer.operation import Operation
+from torch_geninit.graph.tracer.recorder import Call, Recorder
 from torch_geninit.graph.tracer.rules import attention
 
 _ROLES = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")

@@ -13,9 +13,12 @@ from torch.nn.parameter import is_lazy
 
 from torch_geninit._utils.modules import named_modules
 from torch_geninit.graph.tracer.clone import tensors_in
-from torch_geninit.graph.tracer.recorder import NESTED
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+NESTED = (
+    "a nested tensor has no shape that a graph could say; pad it to a dense one for the trace, and pass the "
+    "graph with graph="
+)
 _TOKENS = 16
 _LARGEST = 2048
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from torch_geninit.graph.tracer.copying import Copier, Uncopied, is_library
+from torch_geninit.graph.tracer.copying import Copier, is_library
+from torch_geninit.graph.tracer.uncopied import Uncopied
 
 _ENTRIES = frozenset(("forward", "setup_context"))
 """What torch calls without being told in the code that is read here."""

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geninit.graph.architecture import ParameterUse, Shape
 from torch_geninit.graph.tracer.clone import tensors_in
 from torch_geninit.graph.tracer.draft import Draft, unique
+from torch_geninit.graph.tracer.inputs import NESTED
 from torch_geninit.graph.tracer.mixed_meta import (
     CPU,
     LARGE,
@@ -29,22 +30,11 @@ from torch_geninit.graph.tracer.mixed_meta import (
     restored,
     without_data,
 )
-from torch_geninit.graph.tracer.shape_rules import SHORTCUTS, Shortcut, like
-from torch_geninit.graph.vocabulary import RULES
+from torch_geninit.graph.tracer.operation import OPERATIONS, Operation, describe
+from torch_geninit.graph.tracer.shape_rules import like
 
 Value = int | tuple[str, ...] | None
 Operand = tuple[str, Tensor, Value]
-
-
-class Operation(NamedTuple):
-    """What there is to know about an ATen overload, once."""
-
-    name: str
-    rule: str
-    arguments: tuple[str, ...]
-    written: tuple[str, ...]
-    shortcut: Shortcut | None
-    composite: bool
 
 
 class Call(NamedTuple):
@@ -57,11 +47,6 @@ class Call(NamedTuple):
 
 
 Rule = Callable[["Recorder", Call], Value]
-
-NESTED = (
-    "a nested tensor has no shape that a graph could say; pad it to a dense one for the trace, and pass the "
-    "graph with graph="
-)
 
 _INDEXING = frozenset(("index", "index_put", "_unsafe_index", "_unsafe_index_put", "_index_put_impl"))
 
@@ -227,7 +212,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         # Reading a tensor's device must tell the truth here.
         with torch._C.DisableTorchFunction():
-            operation = _OPERATIONS.get(func) or _describe(func)
+            operation = OPERATIONS.get(func) or describe(func)
             rule = operation.rule
             if operation.composite and torch.is_inference_mode_enabled():  # nobody took it apart yet
                 with self:
@@ -363,32 +348,3 @@ def _never(index: Any) -> bool:
 # Not in the class body: torch would wrap it there to keep torch.compile out, at the cost of importing its
 # compiler.
 Recorder.__torch_dispatch__ = Recorder._dispatch  # type: ignore[method-assign, assignment]
-
-
-_OPERATIONS: dict[Any, Operation] = {}
-
-
-def _describe(func: Any) -> Operation:
-    schema = func._schema
-    name = schema.name.rpartition("::")[2]
-    if name not in RULES:
-        name = name.removesuffix("_")
-    base = name.removesuffix("_copy")
-    rule = "move" if base != name and RULES.get(base) == "view" else RULES.get(name, "other")
-    operation = Operation(
-        name,
-        rule,
-        tuple(argument.name for argument in schema.arguments),
-        tuple(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write),
-        SHORTCUTS.get(schema.name.rpartition("::")[2]),
-        _is_composite(func),
-    )
-    _OPERATIONS[func] = operation
-    return operation
-
-
-def _is_composite(func: Any) -> bool:
-    try:
-        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
-    except RuntimeError:  # sym_size and the like are in no registry
-        return False

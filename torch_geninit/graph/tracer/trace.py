@@ -19,7 +19,7 @@ from torch_geninit._utils.modules import named_modules, named_parameters
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer import outside
 from torch_geninit.graph.tracer.clone import clone_structure, set_training, tensors_in
-from torch_geninit.graph.tracer.copying import CannotFollow, Copier, makes_weight
+from torch_geninit.graph.tracer.copying import Copier
 from torch_geninit.graph.tracer.draft import Draft, assemble
 from torch_geninit.graph.tracer.function_overrides import FunctionOverrides
 from torch_geninit.graph.tracer.inputs import Inputs, given, guesses, unlikely, unusable
@@ -28,6 +28,8 @@ from torch_geninit.graph.tracer.mixed_meta import LARGE
 from torch_geninit.graph.tracer.recorder import Recorder
 from torch_geninit.graph.tracer.rewrite import simplify
 from torch_geninit.graph.tracer.rules import RULES_OF_KIND
+from torch_geninit.graph.tracer.structure import makes_weight
+from torch_geninit.graph.tracer.uncopied import CannotFollow
 
 GUESSED = "inputs guessed: "
 """Begins the note of a graph whose inputs nobody gave."""
