@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torch_geninit._utils.checks import check_seed
+from torch_geninit._utils.surroundings import undisturbed
 from torch_geninit.errors import warn_caller
 from torch_geninit.hub.download import HubOptions
 from torch_geninit.parameters.named import ParameterRef, list_parameters
@@ -25,6 +26,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _EQUAL_DRAWS = EqualDraws()
 
 
+@undisturbed()
 def make_plan(
     model: nn.Module, method: Method, pretrained: Pretrained | None, hub: HubOptions, options: PlanOptions
 ) -> tuple[Plan, list[ParameterRef]]:
@@ -61,7 +63,8 @@ def fill(
     targets = made.parameters.of_planned(module, refs)
     refuse_unfilled(unfilled, targets.left)
     if generator is not None and made.generated:
-        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+        with undisturbed():
+            seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
     said = [messages.warning(made, unfilled=unfilled)]
     if method == "vae" and seed is not None and generator is None and not options.name:
