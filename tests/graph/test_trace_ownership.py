@@ -522,3 +522,15 @@ def test_a_long_chain_of_objects_is_no_obstacle() -> None:
     for _ in range(5000):
         chain = Plain(next=chain)
     run(lambda self, x: self.chain.next and None, chain=chain)
+
+
+def test_what_frees_something_at_its_end_is_not_copied() -> None:
+    class Handle(Plain):
+        def __del__(self) -> None:
+            LOGGER.warning("freed")
+
+    handle = Handle(open=True)
+    run(lambda self, x: None, handle=handle)
+    with pytest.raises(TraceError, match="Handle.*can't be copied .*__del__"):
+        run(lambda self, x: self.handle.open and None, handle=handle)
+    assert handle.open

@@ -35,7 +35,7 @@ _SHARED = (
 )
 _LOCK, _RLOCK, _LOCAL = _thread.allocate_lock, threading.RLock, threading.local
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy"}
-_HANDLES = ("torch.distributed", "torch._dynamo", "torch.cuda", "typing")
+_HANDLES = ("torch.distributed", "torch._dynamo", "torch._subclasses", "torch.cuda", "typing")
 # What a function may close over without having a state of its own.
 _NAMES = (type, types.ModuleType, types.BuiltinFunctionType, str)
 
@@ -88,18 +88,22 @@ class Copier(Structures):
         kind = type(value)
         if is_library(kind) and hasattr(kind, "__deepcopy__"):
             return self._protocol(value)
+        return self._container(value)
+
+    def _container(self, value: Any) -> Any:
+        if hasattr(type(value), "__del__"):  # the copy's end would free what the original has
+            if _root(value) == "torch":
+                return value
+            raise TypeError("it has a __del__, which would run for the copy, too")
         try:
             shell = self.shell(value)
         except TypeError:
             return self._reduced(value)
         return self.fill(value, shell)
 
-    def _container(self, value: Any) -> Any:
-        return self.fill(value, self.shell(value))
-
     def _module(self, value: Any) -> Any:
         if not isinstance(value, torch.jit.ScriptModule):
-            return self._container(value)
+            return self.fill(value, self.shell(value))
         with StandInCopies(self.stand_in):
             return copy.deepcopy(value, self.memo)
 

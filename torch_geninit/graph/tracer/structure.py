@@ -31,6 +31,7 @@ ATOMS = frozenset(
     + (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
     + (types.ModuleType, types.CodeType, re.Pattern, property, types.GenericAlias, object)
 )
+_POINTER = tuple.__itemsize__
 CONTAINERS: tuple[type, ...] = (
     OrderedDict,
     collections.defaultdict,
@@ -75,7 +76,9 @@ class Structures(ABC):
             TypeError: if the class is written in C.
         """
         kind = type(value)
-        base, _ = self._layout(kind)
+        base, slots = self._layout(kind)
+        if _hidden_bytes(kind, base, len(slots)) > 0:
+            raise TypeError(f"{kind.__name__} has a state that Python can't see")
         shell = collections.deque.__new__(kind) if base is collections.deque else base.__new__(kind)
         if base is collections.deque:
             collections.deque.__init__(shell, maxlen=value.maxlen)
@@ -140,6 +143,19 @@ class Structures(ABC):
 def _base_of(kind: type) -> Any:
     """Return the container that a class extends, or object."""
     return next((base for base in CONTAINERS if issubclass(kind, base)), object)
+
+
+def _hidden_bytes(kind: type, base: type, slots: int) -> int:
+    """Count the bytes of an object that are no slot, no dictionary and no list of weak references.
+
+    Classes written in C keep their state there; an object that was made without their constructor would end
+    the process.
+    """
+    own = kind.__basicsize__ - base.__basicsize__
+    pointers = slots
+    pointers += kind.__dictoffset__ > 0 and base.__dictoffset__ == 0
+    pointers += kind.__weakrefoffset__ > 0 and base.__weakrefoffset__ == 0
+    return own - pointers * _POINTER
 
 
 def _slots_of(kind: type) -> tuple[types.MemberDescriptorType, ...]:
