@@ -193,3 +193,30 @@ def test_a_real_call_on_a_local_file_loads_no_training_and_no_hub_client(tmp_pat
     assert not [
         m for m in loaded if m.startswith(("huggingface_hub", "torch_geninit.training", "torchvision"))
     ]
+
+
+def test_the_first_call_imports_neither_the_compiler_nor_sympy() -> None:
+    """They take ten times as long as the call; a single shape that torch computes in Python imports both."""
+    slow = ("torch._dynamo", "torch._inductor", "sympy", "triton")
+    before = set(loaded_after("import torch"))
+    loaded = loaded_after(
+        """
+        import torch, torch_geninit as geninit
+        from torch import nn
+        from torch_geninit.training.networks.resnet import resnet20
+
+        image = torch.empty(1, 3, 32, 32, device="meta")
+        block = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.GELU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+            nn.Linear(32, 10), nn.LogSoftmax(1))
+        geninit.trace(block, image)
+        geninit.trace(nn.TransformerEncoderLayer(16, 4, 32), torch.empty(2, 9, 16, device="meta"))
+        geninit.trace(nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 5)), torch.zeros(2, 3, dtype=torch.long))
+        geninit.vae_(resnet20(), seed=0)
+        geninit.ghn_(resnet20())
+        geninit.ghn_(resnet20(), pretrained="auto")
+        geninit.noise_ghn_(resnet20(), 1)
+        """
+    )
+    assert not [name for name in set(loaded) - before if name.split(".")[0] in slow or name.startswith(slow)]

@@ -31,13 +31,18 @@ class Piece(NamedTuple):
     sections: int = 1
 
 
+def _normal(*size: int, std: float) -> nn.Parameter:
+    # By an initialiser, which is skipped where a generator is built without values; a product is not.
+    return nn.Parameter(nn.init.normal_(torch.empty(size), std=std))
+
+
 class TemplateBank(nn.Module):
     """Learned channel templates T_r (rank, rows, columns) and the coefficients to combine them."""
 
     def __init__(self, mix: int, rank: int, rows: int, columns: int) -> None:
         super().__init__()
         self.coefficients = nn.Linear(mix, rank)
-        self.templates = nn.Parameter(torch.randn(rank, rows, columns) * rank**-0.5)
+        self.templates = _normal(rank, rows, columns, std=rank**-0.5)
 
     def forward(self, mixed: Tensor, rows: int, columns: int) -> Tensor:
         """Decode (..., mix) to (..., rows, columns)."""
@@ -58,8 +63,8 @@ class FactoredBank(nn.Module):
     def __init__(self, mix: int, rank: int, rows: int, columns: int, factors: int) -> None:
         super().__init__()
         self.coefficients = nn.Linear(mix, rank)
-        self.left = nn.Parameter(torch.randn(rank, rows, factors) * rank**-0.5)
-        self.right = nn.Parameter(torch.randn(rank, columns, factors) * factors**-0.5)
+        self.left = _normal(rank, rows, factors, std=rank**-0.5)
+        self.right = _normal(rank, columns, factors, std=factors**-0.5)
 
     def forward(self, mixed: Tensor, rows: int, columns: int) -> Tensor:
         """Decode (..., mix) to (..., rows, columns)."""
@@ -120,7 +125,7 @@ class Decoder(nn.Module):
         self.shift = nn.Linear(hidden, channels)
         head_rank = sizes["head_rank"]
         self.head_coefficients = nn.Linear(hidden, head_rank)
-        self.head_templates = nn.Parameter(torch.randn(head_rank, classes, channels) * head_rank**-0.5)
+        self.head_templates = _normal(head_rank, classes, channels, std=head_rank**-0.5)
         self.head_bias = nn.Linear(hidden, classes)
         quiet = [self.gain, self.scale, self.shift, self.head_bias]
         if self.basis:
