@@ -14,6 +14,7 @@ from typing import Any
 from torch_geninit._utils import strict_json
 from torch_geninit._utils.checks import check_text, expect
 from torch_geninit.hub.config import KINDS, check_input, check_vocabulary
+from torch_geninit.hub.memo import Memo
 
 SCHEMA = 1
 FILENAME = "pretrained_manifest.json"
@@ -22,6 +23,9 @@ MAX_BYTES = 4 << 20
 PACKAGE = Path(__file__).parents[1]
 SHIPPED = PACKAGE / "pretrained"
 """Folder of the generators that come with the package."""
+
+
+_READ: Memo[tuple[Record, ...]] = Memo(4)
 
 
 class ManifestError(ValueError):
@@ -93,7 +97,10 @@ def read(path: str | os.PathLike[str] | None = None) -> tuple[Record, ...]:
     Examples:
         >>> names = [record.name for record in read()]
     """
-    path = locate() if path is None else Path(path)
+    return _READ.get(locate() if path is None else Path(path), _read)
+
+
+def _read(path: Path) -> tuple[Record, ...]:
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_BYTES + 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch_geninit._utils.tables import Table
-from torch_geninit.hub import manifest
+from torch_geninit.hub import manifest, memo
 from torch_geninit.hub.download import (
     DEFAULT_OPTIONS,
     HubError,
@@ -28,6 +28,9 @@ __all__ = ["HubError", "Pretrained", "PretrainedList", "list_pretrained", "load"
 if TYPE_CHECKING:
     from torch_geninit.generators.base import WeightGenerator
 
+
+_GENERATORS: memo.Memo[WeightGenerator] = memo.Memo(8, memo.mark)
+_OUTLINES: memo.Memo[WeightGenerator] = memo.Memo(32, memo.mark)
 
 AUTO = "auto"
 """Stands for whichever generator of an initialiser's own kind serves the model best."""
@@ -148,6 +151,22 @@ def load(
 
 def resolve(name_or_path: str | os.PathLike[str] | WeightGenerator, options: HubOptions) -> WeightGenerator:
     """Load a generator, as ``load``."""
+    return _resolved(name_or_path, options, reuse=False)
+
+
+def resolve_again(
+    name_or_path: str | os.PathLike[str] | WeightGenerator, options: HubOptions
+) -> WeightGenerator:
+    """Load a generator, or return the one that was loaded by this name if its file is as it was.
+
+    For the package's own use, which changes no generator; ``load`` gives everyone a generator of their own.
+    """
+    return _resolved(name_or_path, options, reuse=True)
+
+
+def _resolved(
+    name_or_path: str | os.PathLike[str] | WeightGenerator, options: HubOptions, *, reuse: bool
+) -> WeightGenerator:
     from torch_geninit.generators.base import WeightGenerator
     from torch_geninit.hub import file
 
@@ -180,9 +199,13 @@ def resolve(name_or_path: str | os.PathLike[str] | WeightGenerator, options: Hub
     else:
         _refuse_revision(revision, "a name of the manifest")
         path = locate(text, options)
-    weights = file.read(path)
-    weights.source = text
-    return weights
+
+    def read(path: Path) -> WeightGenerator:
+        weights = file.read(path)
+        weights.source = text
+        return weights
+
+    return _GENERATORS.get(path, read, text) if reuse else read(path)
 
 
 def locate(name: str, options: HubOptions = DEFAULT_OPTIONS) -> Path:
@@ -241,7 +264,8 @@ def outlines(
 
     for entry in list_pretrained(cache_dir=cache_dir):
         if entry.kind == kind and entry.where != "hub":
-            yield entry.name, file.outline(entry.path or locate(entry.name, HubOptions(cache_dir=cache_dir)))
+            path = entry.path or locate(entry.name, HubOptions(cache_dir=cache_dir))
+            yield entry.name, _OUTLINES.get(path, file.outline)
 
 
 def _source(record: manifest.Record) -> Source | None:

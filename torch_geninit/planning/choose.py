@@ -69,7 +69,7 @@ def choose(
     if isinstance(pretrained, WeightGenerator):
         generator, source = pretrained, pretrained.source or str(pretrained.config["kind"])
     else:
-        generator, source = registry.resolve(pretrained, hub), os.fspath(pretrained)
+        generator, source = registry.resolve_again(pretrained, hub), os.fspath(pretrained)
     generator.check_unchanged(source)
     kind = generator.config["kind"]
     if kind not in KINDS[method]:
