@@ -15,6 +15,8 @@ from torch import nn
 import torch_geninit as geninit
 from tests.support.plans import net
 from torch_geninit.generators.base import WeightGenerator
+from torch_geninit.generators.ghn.encoder import Encoder
+from torch_geninit.training.networks.resnet import resnet20
 
 Generators = Callable[[str], WeightGenerator]
 
@@ -190,3 +192,28 @@ def test_a_method_that_does_not_exist_is_met_with_one_that_does(given: str, mean
         geninit.plan(nn.Conv2d(3, 4, 3), given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected one of 'vae', 'ghn', 'noise_ghn', got 'kaiming'$"):
         geninit.plan(nn.Conv2d(3, 4, 3), "kaiming")  # type: ignore[arg-type]
+
+
+def test_members_of_an_ensemble_read_the_graph_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    plain = Encoder.forward
+
+    def forward(self: Encoder, features: Any) -> Any:
+        encoded.append(len(features.values))
+        return plain(self, features)
+
+    monkeypatch.setattr(Encoder, "forward", forward)
+    generator = geninit.load("noise-ghn-cifar10")
+    made = geninit.plan(resnet20(), "noise_ghn", pretrained=generator)
+    encoded.clear()
+    members = [made.write_(resnet20(), seed=seed) for seed in (1, 2)]
+    assert len(encoded) == 1
+    for seed, member in zip((1, 2), members, strict=True):
+        alone = geninit.noise_ghn_(resnet20(), seed, pretrained=generator)
+        assert all(map(torch.equal, member.parameters(), alone.parameters()))
+    # What was read of it goes by the generator's values, too.
+    with torch.no_grad():
+        generator.get_parameter("encoder.norm.bias").add_(0.1)
+    changed, fresh = made.write_(resnet20(), seed=1), geninit.noise_ghn_(resnet20(), 1, pretrained=generator)
+    assert all(map(torch.equal, changed.parameters(), fresh.parameters()))
+    assert not all(map(torch.equal, changed.parameters(), members[0].parameters()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch_geninit._utils.tables import Table
 from torch_geninit.generators.entry import Entry, Route
@@ -121,6 +121,11 @@ class Request:
     def kept(self) -> tuple[Entry, ...]:
         """Entries that stay as they are by design."""
         return self._with(Route.KEPT)
+
+    @cached_property
+    def readings(self) -> dict[str, Any]:
+        """What a generator has read off the network, kept from one prediction to the next."""
+        return {}
 
     def _with(self, route: Route) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.route is route)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import isfinite, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,24 @@ AMPLITUDE = 0.1
 
 DECODED = 1 << 18
 """Numbers decoded at once: a decoder's intermediate values take several times the memory of its results."""
+
+
+class Reading(NamedTuple):
+    """What the decoder needs of an architecture besides noise.
+
+    Attributes:
+        uses: name of a parameter to predict -> index of its node, and how it is used there.
+        order: nodes with such parameters.
+        embedded: (len(order), width), what the encoder makes of them.
+        groups: which parameters are decoded alike.
+        normalised: kernels whose scale does not matter.
+    """
+
+    uses: Mapping[str, tuple[int, ParameterUse]]
+    order: list[int]
+    embedded: Tensor
+    groups: Mapping[Piece, list[str]]
+    normalised: set[str]
 
 
 class GraphHyperNetwork(WeightGenerator):
@@ -128,10 +146,22 @@ class GraphHyperNetwork(WeightGenerator):
 
         ``noise(index)`` returns the (noise_width,) noise of the node at ``index``; without it noise is zero.
         """
-        features = features or node_features(architecture)
+        return self._decode(self._read(architecture, names, features), noise)
+
+    def _read(
+        self, architecture: Architecture, names: Iterable[str], features: NodeFeatures | None = None
+    ) -> Reading:
+        """Read all of an architecture that goes by no noise."""
         uses = {name: architecture.uses[name] for name in names}
         order = sorted({index for index, _ in uses.values()})
-        x = self.encoder(features)[order]
+        embedded = self.encoder(features or node_features(architecture))[order]
+        groups: dict[Piece, list[str]] = defaultdict(list)
+        for name, piece in self._pieces(architecture, uses).items():
+            groups[piece].append(name)
+        return Reading(uses, order, embedded, groups, normalised_kernels(architecture))
+
+    def _decode(self, reading: Reading, noise: Callable[[int], Tensor] | None) -> dict[str, Tile]:
+        uses, order, x, groups, normalised = reading
         if self.noise_width:
             if noise is None:
                 values = x.new_zeros(len(order), self.noise_width)
@@ -140,10 +170,6 @@ class GraphHyperNetwork(WeightGenerator):
             x = torch.cat([x, values], 1)
         hidden = self.decoder.trunk(x)
         row = {index: position for position, index in enumerate(order)}
-        groups: dict[Piece, list[str]] = defaultdict(list)
-        for name, piece in self._pieces(architecture, uses).items():
-            groups[piece].append(name)
-        normalised = normalised_kernels(architecture)
         tiles: dict[str, Tile] = {}
         for piece, members in _batches(groups):
             u = hidden[[row[uses[name][0]] for name in members]]
@@ -240,8 +266,14 @@ class GraphHyperNetwork(WeightGenerator):
         noisy = bool(self.noise_width) and seed is not None
         mirrored = noisy and self.mirror and noise_scale != 0 and (seed or 0) % 2 == 1
         names = [entry.name for entry in request.generated]
-        tiles = self(architecture, names, noise=draw if noisy else None)
-        normalised = normalised_kernels(architecture)
+        # An ensemble asks the same once for each member.
+        state = [(id(tensor), tensor._version) for tensor in self.parameters()]
+        kept = request.readings.get(self.kind)
+        if kept is None or kept[0] != state:
+            kept = request.readings[self.kind] = state, self._read(architecture, names)
+        reading: Reading = kept[1]
+        tiles = self._decode(reading, draw if noisy else None)
+        normalised = reading.normalised
         predicted = {
             name: Tile(
                 tile.values.contiguous(),
