@@ -19,7 +19,6 @@ import torch
 from tests.support.contract import Verb
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
-from torch_geninit.generators.trust.domain import MEASURES
 from torch_geninit.generators.vae.model import SliceVAEs
 from torch_geninit.graph import vocabulary
 from torch_geninit.hub.file import read, write
@@ -51,9 +50,6 @@ TRAINED_GHN: dict[str, Any] = {
         "batch_norm weight",
         "batch_norm bias",
     ],
-    "patterns": [],
-    "ranges": {measure: [0.0, 0.0] for measure in MEASURES},
-    "threshold": 1000.0,
 }
 
 

@@ -1,10 +1,9 @@
 """Initialise PyTorch networks with learned weight generators: slice VAEs and graph hypernetworks."""
 
 from torch_geninit._version import __version__
-from torch_geninit.accuracy import expect
+from torch_geninit.accuracy import Expectation, expect
 from torch_geninit.batchnorm import recalibrate_bn_
 from torch_geninit.errors import GenInitWarning, StrictError
-from torch_geninit.generators.request import Expectation
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer.trace import TraceError, trace
 from torch_geninit.hub.file import GeneratorFileError

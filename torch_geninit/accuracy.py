@@ -5,19 +5,71 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from torch_geninit import initializers
-from torch_geninit._utils.determinism import fixed
-from torch_geninit.generators.request import Expectation
+from torch_geninit._utils.tables import Table
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer.trace import GUESSED
 from torch_geninit.planning.build import OTHER_HEAD
 from torch_geninit.planning.choose import DEFAULTS, Pretrained
 from torch_geninit.planning.filters import FROZEN
 from torch_geninit.planning.plan import Plan
+from torch_geninit.planning.trust import interval
+
+
+class Expectation(NamedTuple):
+    """The accuracy of generated weights before any training, measured on the generator's probe.
+
+    Attributes:
+        accuracy: share of the probe's images classified correctly, BatchNorm on their statistics.
+        low, high: ends of the 95 % interval (Wilson 1927).
+        images: how many images that is.
+        size: (C, H, W) that the images were brought to, as the model reads them.
+        mean, std: normalisation by channel that the weights are made for, of pixels from 0 to 1.
+        caveat: why the model itself will not start like that, empty where it will: it is kept, for lack
+            of trust, or its classifier, or the images' size was guessed.
+        source: the generator that was asked.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    images: int
+    size: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    caveat: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        condition = f"{self.caveat}. If it were otherwise: " if self.caveat else ""
+        return (
+            f"{condition}{100 * self.accuracy:.0f} % ({self._interval}) of {self.images} images of "
+            f"{_times(self.size)} before training, by {self.source}; {self._normalisation}"
+        )
+
+    @property
+    def _interval(self) -> str:
+        return f"{100 * self.low:.0f} to {100 * self.high:.0f} %"
+
+    @property
+    def _normalisation(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"pixels from 0 to 1, minus {mean}, divided by {std}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("accuracy before training", f"{100 * self.accuracy:.0f} %"),
+            ("95 % interval", self._interval),
+            ("images", f"{self.images} of {_times(self.size)}"),
+            ("normalisation", self._normalisation),
+            ("generator", self.source),
+        ]
+        above = [f"{self.caveat}. If it were otherwise:"] if self.caveat else []
+        return Table(("what to expect", ""), rows, above=above)._repr_html_()
 
 
 def expect(
@@ -31,32 +83,29 @@ def expect(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Expectation:
-    """Tell from the graph alone how accurate ``model`` will be with generated weights, before any training.
+    """Measure how accurate ``model`` will be with generated weights, before any training.
 
-    A Gaussian process over networks whose accuracy was measured, without a training step and with BatchNorm
-    calibrated; of what is none of the networks of training it expects chance. It speaks of images like the
-    generator's own: of the gain on other data it says only which networks the generator knows. Nothing is
-    written.
+    A private copy with these weights is run on the generator's probe; nothing is written. It speaks of images
+    like the generator's own.
 
     Args:
-        model: any network, on meta too. It is not called; its forward pass runs on a copy, and may have
+        model: any network that reads images. It is not called; its forward pass runs on a copy, and may have
             effects outside of it (see ``trace``).
-        pretrained: as in ``ghn_``; of noise hypernetworks nothing was measured.
+        pretrained: as in ``ghn_``.
         example_inputs, graph: as in ``ghn_``.
         revision, cache_dir, local_files_only, token: as in ``ghn_``.
 
     Returns:
-        Expected accuracy with its 90 % interval, the distance from the training networks, the nearest of the
-        networks that were measured, the generator that was asked, and a caveat where the initialiser would
-        keep the model or its classifier.
+        Measured accuracy with its 95 % interval, images and normalisation assumed, the generator that was
+        asked, and a caveat where the initialiser would keep the model or its classifier.
 
     Raises:
-        ValueError: if the generator's file has no measured networks.
+        ValueError: if there is nothing to measure, or no way to: it says why.
         TraceError, HubError: as ``ghn_``.
 
     Examples:
         >>> expect(resnet20()).accuracy                                          # doctest: +SKIP
-        0.83
+        0.89
     """
     made = initializers.plan(
         model,
@@ -77,14 +126,25 @@ def expect(
             f"{type(model).__name__} has no parameter that {made.source} would generate, so there is nothing "
             f"to expect: {why}"
         )
-    with fixed(), made.pretrained.unhooked():
-        expectation = made.pretrained.expectation(made)
-    if expectation is None:
-        raise ValueError(
-            f"{made.source} can't tell what to expect: its file has no measured networks. "
-            "Use a generator that has, or measure them with `python -m torch_geninit.training expectation`"
-        )
-    return expectation._replace(caveat="; ".join(_caveats(made)), source=made.source)
+    measured = made.verdict.measured if made.verdict is not None else None
+    if measured is None or measured.right is None:
+        why = "it has no output with a number for each class"
+        if measured is None and made.verdict is not None:
+            why = made.verdict.reason
+        raise ValueError(f"{made.source} can't tell what to expect of {type(model).__name__}: {why}")
+    images = made.pretrained.config["input"]
+    low, high = interval(measured.right, measured.images)
+    return Expectation(
+        accuracy=measured.right / measured.images,
+        low=low,
+        high=high,
+        images=measured.images,
+        size=measured.size,
+        mean=tuple(images["mean"]),
+        std=tuple(images["std"]),
+        caveat="; ".join(_caveats(made)),
+        source=made.source,
+    )
 
 
 def _caveats(made: Plan) -> Iterator[str]:
@@ -99,17 +159,11 @@ def _caveats(made: Plan) -> Iterator[str]:
     frozen = [entry for entry in made.kept if entry.reason.startswith(FROZEN)]
     if frozen:
         yield f"{len(frozen)} parameters keep their values, the first is {frozen[0].name!r} ({FROZEN})"
-    graph = made.architecture
-    if graph is None:
-        return
-    own = tuple(made.pretrained.config["input"]["size"])
-    # A layer tells how many channels there are; of sizes that were guessed nothing is known.
-    known = 1 if any(note.startswith(GUESSED) for note in graph.notes) else len(own)
-    for size in sorted({node.shape[1:] for node in graph.nodes if node.op == "input"}):
-        if len(size) == len(own) and size[:known] != own[:known]:
-            yield f"the model reads images of {_times(size[:known])}, not {_times(own[:known])}"
+    graph, own = made.architecture, tuple(made.pretrained.config["input"]["size"])
+    if graph is not None and made.verdict is not None and made.verdict.measured is not None:
+        if made.verdict.measured.size != own:  # a guess at the generator's own images needs no word
+            yield from (note for note in graph.notes if note.startswith(GUESSED))
 
 
 def _times(size: tuple[int, ...]) -> str:
-    channels = f" channel{'s' * (size[0] > 1)}" if len(size) == 1 else ""
-    return " x ".join(map(str, size)) + channels
+    return " x ".join(map(str, size))

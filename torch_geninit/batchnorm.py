@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, TypeVar
@@ -65,8 +66,35 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
     found = _find(model)
     if not found:
         return model
-    layers = list({_memory(layer.module.running_mean): layer for layer in reversed(found)}.values())[::-1]
     device = next(chain(model.parameters(), model.buffers())).device
+    with _calibrating(model, found) as layers:
+        _run(model, batches, device)
+    kept = [layer for layer in layers if not layer.updated]
+    if kept:
+        warn_caller(
+            f"recalibrate_bn_ keeps the statistics of {len(kept)} of {len(layers)} BatchNorm layers of "
+            f"{type(model).__name__}, the first is {kept[0].name!r}: {kept[0].why_kept}"
+        )
+    return model
+
+
+class NotFiniteError(ValueError):
+    """Statistics that overflow; the message names the layer."""
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[list[_Layer]]:
+    """Let ``model`` run with the statistics of its batches inside the block, and keep their average.
+
+    Yields the layers with running statistics; those that were run are ``updated`` in the end.
+    """
+    with _calibrating(model, _find(model)) as layers:
+        yield layers
+
+
+@contextmanager
+def _calibrating(model: nn.Module, found: Sequence[_Layer]) -> Iterator[list[_Layer]]:
+    layers = list({_memory(layer.module.running_mean): layer for layer in reversed(found)}.values())[::-1]
     flags = [(module, module.training) for module in model.modules()]
     with torch.no_grad():
         try:
@@ -77,7 +105,7 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
             for layer in layers:
                 layer.follow_forward()
             with _PlainAverages(layers):
-                _run(model, batches, device)
+                yield layers
             for layer in layers:
                 layer.check_finite()
         except BaseException:
@@ -89,15 +117,8 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
                 layer.leave_forward()
             for module, training in flags:
                 module.training = training
-        kept = [layer for layer in layers if not layer.updated]
         for layer in layers:
-            layer.restore() if layer in kept else layer.finish()
-    if kept:
-        warn_caller(
-            f"recalibrate_bn_ keeps the statistics of {len(kept)} of {len(layers)} BatchNorm layers of "
-            f"{type(model).__name__}, the first is {kept[0].name!r}: {kept[0].why_kept}"
-        )
-    return model
+            layer.finish() if layer.updated else layer.restore()
 
 
 @dataclass(eq=False)
@@ -196,7 +217,7 @@ class _Layer:
         if not all(
             bool(torch.isfinite(t).all()) for t in (self.module.running_mean, self.module.running_var)
         ):
-            raise ValueError(
+            raise NotFiniteError(
                 f"the statistics of {self.name!r} would not be finite: the activations before it overflow "
                 "with these weights and batches; the old statistics were put back"
             )

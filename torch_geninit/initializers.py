@@ -15,7 +15,7 @@ from torch_geninit.planning.fill import fill, make_plan
 from torch_geninit.planning.filters import Patterns
 from torch_geninit.planning.options import Head, PlanOptions, Untrusted
 from torch_geninit.planning.plan import Method, Plan
-from torch_geninit.planning.prediction import Unfilled
+from torch_geninit.planning.prediction import StatisticsOption, Unfilled
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -109,6 +109,7 @@ def ghn_(
     head: Head = "auto",
     untrusted: Untrusted = "keep",
     unfilled: Unfilled = "keep",
+    statistics: StatisticsOption = "fill",
     include: Patterns = None,
     exclude: Patterns = None,
     strict: bool = False,
@@ -124,27 +125,29 @@ def ghn_(
     where A is the graph of the model's operations and theta was trained on many other networks. Nothing is
     random: the same architecture gets the same weights.
 
-    A network too far from those the hypernetwork was trained on, or not expected to start surely above
-    chance, keeps all its values, with a warning, unless ``untrusted="generate"`` asks for the prediction all
-    the same. Running statistics of BatchNorm are not touched; see ``recalibrate_bn_``.
+    Whether that is any good is measured first: a private copy of the model with these weights is run on the
+    probe, training images in the hypernetwork's file. A network that is not surely better than chance keeps
+    all its values, with a warning, unless ``untrusted="generate"`` asks for the prediction all the same.
 
     Args:
         model: any network. It is not called; its forward pass runs on a copy, and may have effects outside
             of it, such as files that it writes (see ``trace``).
-        pretrained: a name from ``list_pretrained``, ``"auto"`` for the one that knows the model best
-            among those whose files are here, a path to a .safetensors file, or what ``load`` returned.
+        pretrained: ``"auto"`` for the one that does best on its probe among those whose files are here, a
+            name from ``list_pretrained``, a path to a .safetensors file, or what ``load`` returned.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments to trace with; guessed
             for images and tokens.
         graph: what ``trace`` returned for a model with the same parameters, to save tracing again.
         head: ``"auto"`` generates a classifier with the generator's own number of classes and keeps another;
             ``"keep"`` keeps it; ``"generate"`` raises if it has another number of classes.
-        untrusted: what happens to a network too far from those seen in training, or not expected to start
-            surely above chance (``expect``): ``"keep"`` leaves it as it is, ``"generate"`` fills what can
-            be filled, which may be worse than random numbers.
+        untrusted: what happens to a network that is not surely better than chance on the probe
+            (``expect``), or has layers that can't be generated: ``"keep"`` leaves it as it is,
+            ``"generate"`` fills what can be filled, which may be worse than random numbers.
         unfilled: what happens to parameters that are not generated, excluded and frozen ones among them.
             ``"keep"``: nothing. ``"reset"``: their modules, and modules with buffers, call
             ``reset_parameters()`` first, which draws from torch's global random state; for models that come
             out of ``to_empty``. ``"error"``: raise if there are any.
+        statistics: ``"fill"`` gives the BatchNorms that are filled the running statistics of the probe, so
+            that ``model.eval()`` is the network that was measured; ``"keep"`` leaves theirs.
         include: names or glob patterns of the only parameters to fill; one that fills none is reported.
         exclude: names or glob patterns of parameters to leave as they are; any name of a tied one will do.
         strict: raise instead of warning if parameters can't be filled.
@@ -183,6 +186,7 @@ def ghn_(
             exclude=exclude,
         ),
         unfilled=unfilled,
+        statistics=statistics,
         strict=strict,
     )
 
@@ -198,6 +202,7 @@ def noise_ghn_(
     head: Head = "auto",
     untrusted: Untrusted = "keep",
     unfilled: Unfilled = "keep",
+    statistics: StatisticsOption = "fill",
     include: Patterns = None,
     exclude: Patterns = None,
     strict: bool = False,
@@ -220,7 +225,8 @@ def noise_ghn_(
         seed: of the noise.
         noise_scale: sigma; 0 gives every seed the same weights, without mirroring, larger values more
             different members.
-        pretrained, example_inputs, graph, head, untrusted, unfilled, include, exclude, strict: as ``ghn_``.
+        pretrained, example_inputs, graph, head, untrusted, unfilled, statistics, include, exclude, strict: as
+            ``ghn_``.
         revision, cache_dir, local_files_only, token: as in ``ghn_``.
 
     Returns:
@@ -251,6 +257,7 @@ def noise_ghn_(
         seed=seed,
         noise_scale=noise_scale,
         unfilled=unfilled,
+        statistics=statistics,
         strict=strict,
     )
 

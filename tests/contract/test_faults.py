@@ -276,7 +276,7 @@ STAGES = {
     "plan": [
         "planning.fill.list_parameters",
         "planning.build._entries",
-        "planning.build.ask_verdict",
+        "planning.build.with_verdict",
         "parameters.targets.check_writable",
     ],
     "predict": ["generators.vae.model.SliceVAEs.predict", "generators.ghn.model.GraphHyperNetwork.predict"],

@@ -27,7 +27,7 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact, Tile
 from torch_geninit.generators.entry import Route
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
-from torch_geninit.generators.request import Request, Verdict
+from torch_geninit.generators.request import Request
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.generators.vae.model import SliceVAEs
 from torch_geninit.planning.choose import DEFAULTS
@@ -39,14 +39,13 @@ WRITTEN = (Route.GENERATED, Route.TIED)
 class Anything(WeightGenerator):
     """Fill every parameter that a verb offers, from tiles smaller than it, and trust itself always."""
 
+    taken_on_trust = "trusts itself"
+
     def __init__(self, kind: str) -> None:
         super().__init__({**(vae_config() if kind == "vae" else ghn_config(4)), "kind": kind})
 
     def refusal(self, entry: Any, architecture: Any) -> str | None:
         return None
-
-    def verdict(self, request: Request) -> Verdict:
-        return Verdict(True, 0.0, "trusts itself")
 
     def predict(
         self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
@@ -93,7 +92,7 @@ GENERATORS: dict[str, dict[str, WeightGenerator]] = {
     "ghn": {"anything": Anything("ghn"), "own": hypernetwork(0)},
     "noise_ghn": {"anything": Anything("noise-ghn"), "own": hypernetwork(4)},
 }
-SHIPPED = {verb: geninit.load(name) for verb, name in DEFAULTS.items()}
+SHIPPED = {verb: geninit.load("ghn-cifar10" if name == "auto" else name) for verb, name in DEFAULTS.items()}
 
 
 class Subject:
@@ -108,6 +107,7 @@ class Subject:
         if self.verb == "vae":
             return geninit.vae_(model, seed=7, **options)
         options.setdefault("example_inputs", self.recipe.inputs)
+        options.setdefault("statistics", "keep")
         options.setdefault("untrusted", "keep" if self.generator is SHIPPED[self.verb] else "generate")
         if self.verb == "ghn":
             return geninit.ghn_(model, **options)

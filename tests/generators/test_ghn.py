@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torch_geninit as geninit
+from tests.support.probes import with_probe
 from tests.support.reference import ghn_reference as reference
 from torch_geninit.generators.ghn.features import node_depths
 from torch_geninit.generators.ghn.model import GraphHyperNetwork, is_kernel
-from torch_geninit.generators.trust.domain import profile, summarise
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse
 from torch_geninit.graph.tracer.trace import trace
 from torch_geninit.graph.vocabulary import PRIMITIVES
@@ -45,14 +45,8 @@ KINDS = [
 
 
 def config(**more: object) -> dict[str, object]:
-    networks = [ResNet(b, (8, 16), 10) for b in ((1, 1), (2, 1), (2, 3))]
-    seen = summarise(profile(trace(network, torch.zeros(1, 3, 32, 32))) for network in networks)
-    trained = {
-        "kinds": KINDS,
-        "threshold": 0.0,
-        **seen,
-    }
-    return {"kind": "noise-ghn", "sizes": SIZES, "classes": list("abcdefghij"), "trained": trained, **more}
+    about = {"kind": "noise-ghn", "sizes": SIZES, "classes": list("abcdefghij"), "trained": {"kinds": KINDS}}
+    return {**about, "input": {"size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}, **more}
 
 
 @pytest.fixture(scope="module")
@@ -233,21 +227,17 @@ def test_kernel_scale_acts_on_normalised_kernels_alone(generator: GraphHyperNetw
 
 
 def test_untrusted_network_is_left_alone_with_one_warning(generator: GraphHyperNetwork) -> None:
-    model = resnet20()  # deeper and wider than this config's networks
+    model = resnet20()
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    with pytest.warns(geninit.GenInitWarning, match="trained on") as caught:
-        geninit.ghn_(model, pretrained=generator)
+    with pytest.warns(geninit.GenInitWarning, match="of 160 probe images right") as caught:
+        geninit.ghn_(model, pretrained=with_probe(generator))
     assert len(caught) == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_wide_layers_have_no_equal_filters(generator: GraphHyperNetwork) -> None:
-    wide = dict(config())
-    wide["trained"] = {**wide["trained"], "threshold": 1e9}
-    made = GraphHyperNetwork(wide)
-    made.load_state_dict(generator.state_dict())
     model = ResNet((1, 1), (20, 40), 10)
-    geninit.ghn_(model, pretrained=made)
+    geninit.ghn_(model, pretrained=generator)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 4:
             rows = parameter.detach().flatten(1)

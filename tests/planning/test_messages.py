@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from torch import nn
 
 import torch_geninit as geninit
 from tests.support.contract import Net, Verb, fresh, same, values
+from tests.support.probes import with_probe
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.planning import messages
 
@@ -62,8 +62,7 @@ def test_a_part_that_is_kept_while_others_are_filled_is_not_mentioned(verb: Verb
 @pytest.mark.parametrize("untrusted", ["keep", "generate"])
 @pytest.mark.parametrize("unfilled", ["keep", "reset"])
 def test_at_most_three_lines(tiny: Generators, untrusted: str, unfilled: str) -> None:
-    generator = copy.deepcopy(tiny("ghn"))
-    generator.config["trained"] |= {"threshold": -1.0}
+    generator = with_probe(tiny("ghn"))
     made = geninit.plan(mixed(), pretrained=generator, untrusted=untrusted)
     text = str(messages.warning(made, unfilled=unfilled))  # type: ignore[arg-type]
     assert made.skipped and 1 <= len(text.splitlines()) <= 3

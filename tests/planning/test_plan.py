@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import torch_geninit as geninit
 from tests.conftest import ghn_config
 from tests.support.plans import Aliased, net, routes
+from tests.support.probes import with_probe
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.entry import Route
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
@@ -103,9 +104,7 @@ class TestGraphRoutes:
         assert "2 of 8 parameters" in str(messages.warning(plan))
 
     def test_without_trust_everything_is_skipped_and_the_head_still_kept(self) -> None:
-        config = ghn_config()
-        config["trained"]["threshold"] = 0.0
-        generator = GraphHyperNetwork(config)
+        generator = with_probe(GraphHyperNetwork(ghn_config()))
         plan = geninit.plan(net(7), pretrained=generator)
         assert plan.verdict is not None and not plan.verdict.trusted
         assert routes(plan) == {
@@ -115,14 +114,12 @@ class TestGraphRoutes:
         assert all(plan.verdict.reason in entry.reason for entry in plan.skipped)
         model = net(7)
         before = [p.detach().clone() for p in model.parameters()]
-        with pytest.warns(geninit.GenInitWarning, match=r"(?s)not trusted: distance.*untrusted="):
+        with pytest.warns(geninit.GenInitWarning, match=r"(?s)not trusted: .*probe images right.*untrusted="):
             geninit.ghn_(model, pretrained=generator)
         assert all(map(torch.equal, before, model.parameters()))
 
     def test_an_untrusted_network_is_filled_if_asked_for(self, recwarn: pytest.WarningsRecorder) -> None:
-        config = ghn_config()
-        config["trained"]["threshold"] = 0.0
-        generator = GraphHyperNetwork(config)
+        generator = with_probe(GraphHyperNetwork(ghn_config()))
         plan = geninit.plan(net(), pretrained=generator, untrusted="generate")
         assert plan.verdict is not None and not plan.verdict.trusted
         assert set(routes(plan).values()) == {"generated"}
@@ -132,7 +129,7 @@ class TestGraphRoutes:
         assert said.startswith("ghn_ fills 6 of 6 parameters of Sequential, as asked, although ")
         assert plan.verdict.reason in said and "\n" not in said
         recwarn.clear()
-        trusting.config["trained"]["threshold"] = 1e9
+        trusting.probe = None
         expected = geninit.ghn_(net(), pretrained=trusting)
         assert all(map(torch.equal, expected.parameters(), model.parameters()))
         with pytest.raises(ValueError, match="untrusted: expected 'keep' or 'generate', got True"):

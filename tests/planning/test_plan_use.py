@@ -27,7 +27,7 @@ class TestUse:
         total = sum(p.numel() for p in net(7)[:2].parameters())
         summary, verdict, _, *lines = text.splitlines()
         assert f"4 generated ({total:,} numbers), 2 kept (63 numbers)" in summary
-        assert "trusted, distance" in verdict
+        assert "trusted, unmeasured, judged by its layers alone" in verdict
         assert lines[0].split() == ["parameter", "shape", "route", "He", "std", "source", "or", "reason"]
         column = lines[0].index("route")
         assert {line[column:].split()[0] for line in lines[2:8]} == {"generated", "kept"}

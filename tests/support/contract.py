@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import torch_geninit as geninit
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact
-from torch_geninit.generators.request import Request, Verdict
+from torch_geninit.generators.request import Request
 from torch_geninit.planning.plan import Plan
 
 
@@ -146,12 +146,10 @@ class Broken(WeightGenerator):
     def __init__(self, inner: WeightGenerator, spoil: Callable[[dict[str, Compact]], Any]) -> None:
         super().__init__(inner.config)
         self.inner, self.spoil = inner, spoil
+        self.taken_on_trust = inner.taken_on_trust  # type: ignore[misc]
 
     def refusal(self, entry: Any, architecture: Any) -> str | None:
         return self.inner.refusal(entry, architecture)
-
-    def verdict(self, request: Request) -> Verdict:
-        return self.inner.verdict(request)
 
     def predict(
         self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0

@@ -16,7 +16,6 @@ from torch_geninit.training.loops import zoo
         "search-space --data x --run y --networks 0",
         "first-epoch --data x --run y --seeds 0",
         "initialisations --data x --run y --epochs none",
-        "expectation --data x --run y --pretrained z --judged-by 1",
         "ensembles --data x --zoos y --run z --size 0",
         "diversity-tradeoff --data x --members 1",
         "evaluate members --data x --pretrained y --members 4",

@@ -13,7 +13,7 @@ from torch.nn.modules import module as _module
 from torch_geninit.generators.compact import Compact
 from torch_geninit.generators.entry import Entry
 from torch_geninit.generators.probe import Probe
-from torch_geninit.generators.request import Expectation, Request, Verdict
+from torch_geninit.generators.request import Request
 from torch_geninit.graph.architecture import Architecture
 
 _GLOBAL_HOOKS = (
@@ -29,10 +29,10 @@ class WeightGenerator(nn.Module):
 
     A generator is built from its config's ``sizes``, is asked a request and returns compact predictions; it
     never sees a module, nor the plan of one. It is asked in this order: :meth:`trace` once for each model,
-    :meth:`refusal` for each parameter, :meth:`verdict` for the network, and :meth:`predict` for what is to be
-    generated; :meth:`expectation` where somebody wants to know.
+    :meth:`refusal` for each parameter, and :meth:`predict` for what is to be generated. Whether that is to be
+    trusted is measured by who plans, on its :attr:`probe`.
 
-    A subclass sets :attr:`kind` and overrides :meth:`refusal`, :meth:`verdict` and :meth:`predict`. Overrides
+    A subclass sets :attr:`kind` and overrides :meth:`refusal` and :meth:`predict`. Overrides
     draw from no global random state and change nothing of the generator: one that is loaded once serves many
     models, by turns.
 
@@ -43,6 +43,8 @@ class WeightGenerator(nn.Module):
     kind: ClassVar[str]
     unread: ClassVar[str] = "the forward pass doesn't reach it"
     """Why a parameter may be missing from the graph that :meth:`trace` returns."""
+    taken_on_trust: ClassVar[str] = ""
+    """Why its prediction is never judged; empty where it is."""
     source: str = ""
     """What it was loaded by: a name, a path; empty for one that was built."""
     probe: Probe | None = None
@@ -96,18 +98,6 @@ class WeightGenerator(nn.Module):
         full stop.
         """
         raise NotImplementedError
-
-    def verdict(self, request: Request) -> Verdict:
-        """Judge the network of ``request``, whose entries to generate are marked.
-
-        An override that returns ``trusted=False`` leaves the whole network as it is, unless the user passes
-        ``untrusted="generate"``.
-        """
-        raise NotImplementedError
-
-    def expectation(self, request: Request) -> Expectation | None:
-        """Say what accuracy to expect before training; None, if not overridden: no networks were measured."""
-        return None
 
     def predict(
         self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0

@@ -128,8 +128,12 @@ def _check_range(assignment: Assignment) -> None:
         )
 
 
-def write(assignments: Sequence[Assignment], resets: Sequence[nn.Module] = ()) -> None:
-    """Reset ``resets``, then copy every prediction into its parameter, in place.
+def write(
+    assignments: Sequence[Assignment],
+    resets: Sequence[nn.Module] = (),
+    buffers: Sequence[tuple[Tensor, Tensor]] = (),
+) -> None:
+    """Reset ``resets``, then copy every prediction into its parameter, and each buffer's value, in place.
 
     A KeyboardInterrupt that arrives during the copies is raised after the last one.
 
@@ -144,6 +148,9 @@ def write(assignments: Sequence[Assignment], resets: Sequence[nn.Module] = ()) -
             jobs = [(a, _indices(a.ref.parameter)) for a in assignments]
             for assignment, indices in jobs:
                 _copy(assignment, indices)
+            for buffer, value in buffers:
+                with torch.inference_mode(buffer.is_inference()):
+                    buffer.copy_(value)
 
 
 def _copy(assignment: Assignment, indices: Indices | None) -> None:

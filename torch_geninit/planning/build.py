@@ -21,7 +21,7 @@ from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.shared_memory import keep_apart
 from torch_geninit.planning.skipped import skip_all_kept, skip_included_in_vain
-from torch_geninit.planning.verdict import ask_verdict
+from torch_geninit.planning.verdict import with_verdict
 
 OTHER_LAYER = "vae_ draws the weights of torch.nn's convolutions only"
 OTHER_HEAD = "head of other size"
@@ -85,7 +85,7 @@ def plan_layers(
         pretrained=pretrained,
         modules=ModuleNames(module, name),
     )
-    return skip_included_in_vain(ask_verdict(plan), filters.asked)
+    return skip_included_in_vain(with_verdict(plan, module, refs), filters.asked)
 
 
 def plan_graph(
@@ -97,6 +97,20 @@ def plan_graph(
     refs: Sequence[ParameterRef],
 ) -> Plan:
     """Plan for a generator that reads the graph of a model; ``refs`` are the parameters of ``model``."""
+    draft, asked = draft_graph(model, method, pretrained, source, options, refs)
+    plan = with_verdict(draft, model, refs, options.example_inputs, options.untrusted)
+    return skip_included_in_vain(plan, asked)
+
+
+def draft_graph(
+    model: nn.Module,
+    method: Method,
+    pretrained: WeightGenerator,
+    source: str,
+    options: PlanOptions,
+    refs: Sequence[ParameterRef],
+) -> tuple[Plan, tuple[frozenset[str], ...]]:
+    """Plan without a verdict, an outline will do; and return the names that each pattern asks for."""
     filters = read_filters(refs, options.include, options.exclude)
     rules, graph, head = filters.kept, options.graph, options.head
     passed = graph is not None and not options.traced
@@ -134,7 +148,7 @@ def plan_graph(
     if head == "auto" and not rules and all(entry.route is Route.KEPT for entry in entries):
         entries = skip_all_kept(entries, rules)
     entries = keep_apart(entries, refs, model)
-    plan = Plan(
+    draft = Plan(
         entries=tuple(entries),
         architecture=graph,
         method=method,
@@ -143,7 +157,7 @@ def plan_graph(
         pretrained=pretrained,
         modules=ModuleNames(model),
     )
-    return skip_included_in_vain(ask_verdict(plan, options.untrusted), filters.asked)
+    return draft, filters.asked
 
 
 class Decision(NamedTuple):

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
-
-from torch import nn
+from collections.abc import Iterator
 
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.hub import registry
 from torch_geninit.hub.download import HubOptions
-from torch_geninit.parameters.named import ParameterRef
-from torch_geninit.planning.auto import select
-from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method
 
 Pretrained = str | os.PathLike[str] | WeightGenerator
 
 DEFAULTS: dict[Method, str] = {
     "vae": "vae-cifar10",
-    "ghn": "ghn-cifar10",
+    "ghn": registry.AUTO,
     "noise_ghn": "noise-ghn-cifar10",
 }
 KINDS: dict[Method, tuple[str, ...]] = {
@@ -31,41 +25,18 @@ KINDS: dict[Method, tuple[str, ...]] = {
 """Kinds of generator that each method can use, its own first; without its noise a noise-ghn is a ghn."""
 
 
-class Chosen(NamedTuple):
-    """A generator to plan with.
-
-    Attributes:
-        generator: loaded.
-        source: its name, as it was given.
-        options: those of the plan, with the graph if it was read while choosing.
-        automatic: whether ``"auto"`` chose it.
-    """
-
-    generator: WeightGenerator
-    source: str
-    options: PlanOptions
-    automatic: bool = False
+def is_auto(pretrained: Pretrained) -> bool:
+    """Tell whether the generator is to be chosen among those at hand."""
+    return isinstance(pretrained, str) and pretrained == registry.AUTO
 
 
-def choose(
-    model: nn.Module,
-    method: Method,
-    pretrained: Pretrained | None,
-    hub: HubOptions,
-    options: PlanOptions,
-    refs: Sequence[ParameterRef],
-) -> Chosen:
-    """Find out which generator is meant, and load it.
+def load(method: Method, pretrained: Pretrained, hub: HubOptions) -> tuple[WeightGenerator, str]:
+    """Load the generator that is meant, and return it with its name, as it was given.
 
     Raises:
         HubError, GeneratorFileError: if it can't be loaded.
         ValueError: if it was changed after loading, or is of a kind that ``method`` can't use.
-        TraceError: if the architecture can't be read, where ``"auto"`` has to choose by it.
     """
-    pretrained = DEFAULTS[method] if pretrained is None else pretrained
-    automatic = isinstance(pretrained, str) and pretrained == registry.AUTO
-    if automatic:
-        pretrained, options = _automatic(model, method, hub, options, refs)
     if isinstance(pretrained, WeightGenerator):
         generator, source = pretrained, pretrained.source or str(pretrained.config["kind"])
     else:
@@ -79,12 +50,15 @@ def choose(
             f"  got:      {kind}\n"
             "list_pretrained() says which is which"
         )
-    return Chosen(generator, source, options, automatic)
+    return generator, source
 
 
-def _automatic(
-    model: nn.Module, method: Method, hub: HubOptions, options: PlanOptions, refs: Sequence[ParameterRef]
-) -> tuple[str, PlanOptions]:
+def candidates(method: Method, hub: HubOptions) -> Iterator[tuple[str, WeightGenerator]]:
+    """Yield name and outline of the generators at hand that ``"auto"`` chooses among.
+
+    Raises:
+        ValueError: if ``method`` has nothing to choose from, or a revision is asked for.
+    """
     if method == "vae":
         raise ValueError(
             f"pretrained={registry.AUTO!r} chooses among hypernetworks; vae_ chooses layer by layer "
@@ -92,6 +66,4 @@ def _automatic(
         )
     if hub.revision is not None:
         raise ValueError(f"revision={hub.revision!r} can't be combined with pretrained={registry.AUTO!r}")
-    candidates = registry.outlines(KINDS[method][0], cache_dir=hub.cache_dir)
-    name, graph = select(model, method, candidates, options, refs)
-    return name, options.with_graph(graph)
+    return registry.outlines(KINDS[method][0], cache_dir=hub.cache_dir)

@@ -14,12 +14,14 @@ from torch_geninit.errors import warn_caller
 from torch_geninit.hub.download import HubOptions
 from torch_geninit.parameters.named import ParameterRef, list_parameters
 from torch_geninit.planning import messages
+from torch_geninit.planning.auto import select
 from torch_geninit.planning.build import plan_model
-from torch_geninit.planning.choose import Pretrained, choose
+from torch_geninit.planning.choose import DEFAULTS, Pretrained, candidates, is_auto, load
 from torch_geninit.planning.lone_layers import EqualDraws, refuse_lone_layer
+from torch_geninit.planning.measure import statistics_of
 from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method, Plan
-from torch_geninit.planning.prediction import Unfilled, refuse_unfilled
+from torch_geninit.planning.prediction import StatisticsOption, Unfilled, check_statistics, refuse_unfilled
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -37,9 +39,12 @@ def make_plan(
     if method != "vae":
         refuse_lone_layer(model, method)
     refs = list_parameters(model, options.name)
-    chosen = choose(model, method, pretrained, hub, options, refs)
-    made = plan_model(model, method, chosen.generator, chosen.source, chosen.options, refs)
-    return replace(made, automatic=chosen.automatic), refs
+    pretrained = DEFAULTS[method] if pretrained is None else pretrained
+    if is_auto(pretrained):
+        found = candidates(method, hub)
+        return select(model, method, found, lambda name: load(method, name, hub)[0], options, refs), refs
+    generator, source = load(method, pretrained, hub)
+    return plan_model(model, method, generator, source, options, refs), refs
 
 
 def fill(
@@ -50,6 +55,7 @@ def fill(
     options: PlanOptions,
     *,
     unfilled: Unfilled = "keep",
+    statistics: StatisticsOption = "fill",
     strict: bool,
     seed: int | None = None,
     generator: torch.Generator | None = None,
@@ -58,6 +64,7 @@ def fill(
     """Plan for ``module`` and carry the plan out; every check that can fail runs before the first write."""
     if seed is not None:
         seed = check_seed(seed)
+    check_statistics(statistics)
     made, refs = make_plan(module, method, pretrained, hub, options)
     messages.refuse_left_out(made, strict)
     targets = made.parameters.of_planned(module, refs)
@@ -66,9 +73,12 @@ def fill(
         with undisturbed():
             seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
+    if method == "noise_ghn" and statistics == "fill":
+        measured = statistics_of(made, module, prediction.compact, options.example_inputs)
+        prediction = replace(prediction, measured=measured)
     said = [messages.warning(made, unfilled=unfilled)]
     if method == "vae" and seed is not None and generator is None and not options.name:
         said.append(_EQUAL_DRAWS.warning(module, made, seed))
     for message in filter(None, said):
         warn_caller(message)  # before the first write: a warning may be turned into an error
-    return prediction.fill(module, targets, unfilled)
+    return prediction.fill(module, targets, unfilled, statistics)

@@ -25,7 +25,14 @@ from torch_geninit.parameters.named import ModuleNames
 from torch_geninit.parameters.targets import PlannedParameters
 from torch_geninit.parameters.write import check_prediction
 from torch_geninit.planning import table
-from torch_geninit.planning.prediction import Prediction, Unfilled, refuse_unfilled
+from torch_geninit.planning.prediction import (
+    Prediction,
+    StatisticsOption,
+    Unfilled,
+    check_statistics,
+    refuse_unfilled,
+)
+from torch_geninit.planning.trust import Candidate, Verdict
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Method = Literal["vae", "ghn", "noise_ghn"]
@@ -46,7 +53,9 @@ class Plan(Request):
         model: class name of the model.
         source: name of the generator, as it was given.
         pretrained: the generator itself.
+        verdict: whether the prediction is to be trusted, and what was measured; None where it was not asked.
         automatic: whether ``pretrained="auto"`` chose the generator.
+        candidates: every generator that ``"auto"`` asked, with what it measured or why it was not run.
 
     Examples:
         >>> plan = geninit.plan(model)                    # doctest: +SKIP
@@ -59,12 +68,23 @@ class Plan(Request):
     model: str
     source: str
     pretrained: WeightGenerator = field(repr=False, compare=False)
+    verdict: Verdict | None = None
     automatic: bool = field(default=False, repr=False, compare=False)
+    candidates: tuple[Candidate, ...] = field(default=(), repr=False, compare=False)
     modules: ModuleNames = field(default_factory=ModuleNames, repr=False, compare=False)
 
     @property
     def _title(self) -> str:
         return f"{self.method}_ on {self.model}"
+
+    @property
+    def _said(self) -> list[str]:
+        """Say what the verdict was, and that of the other generators which were asked."""
+        if self.verdict is None:
+            return []
+        trusted = "trusted" if self.verdict.trusted else "not trusted"
+        others = [f"  {name}: {verdict.reason}" for name, verdict in self.candidates if name != self.source]
+        return [f"{self.source}: {trusted}, {self.verdict.reason}", *others]
 
     @cached_property
     def graph(self) -> Drawing | None:
@@ -129,6 +149,7 @@ class Plan(Request):
         *,
         prefix: str | None = None,
         unfilled: Unfilled = "keep",
+        statistics: StatisticsOption = "fill",
         seed: int | None = None,
         noise_scale: float = 1.0,
     ) -> ModuleT:
@@ -146,7 +167,7 @@ class Plan(Request):
             module: the model this plan was made from, a part of it, or one with the same parameter names.
             prefix: where ``module`` belongs in the planned model; needed only for a part of another object
                 than the planned one.
-            unfilled: as in ``ghn_``.
+            unfilled, statistics: as in ``ghn_``.
             seed, noise_scale: as in ``predict``.
 
         Raises:
@@ -156,16 +177,21 @@ class Plan(Request):
         Warns:
             GenInitWarning: if loaded weights were kept in a whole model, outside of transformers' own pass.
         """
+        check_statistics(statistics)
         targets = self.parameters.match(module, prefix)
         refuse_unfilled(unfilled, targets.left)
         if not targets.filled and unfilled == "keep":
             prediction = self._prediction({})
         else:
             prediction = self.predict(seed=seed, noise_scale=noise_scale)
-        return prediction.fill(module, targets, unfilled)
+        prefix = self.modules.prefix(module) if prefix is None else prefix
+        return prediction.fill(module, targets, unfilled, statistics, prefix)
 
     def _prediction(self, compact: Mapping[str, Compact]) -> Prediction:
-        return Prediction(self.parameters, self.method, self.source, compact)
+        measured = self.verdict.measured if self.verdict is not None else None
+        noisy = self.method == "noise_ghn"  # each member has statistics of its own
+        statistics = measured.statistics if measured is not None and compact and not noisy else {}
+        return Prediction(self.parameters, self.method, self.source, compact, statistics)
 
     @cached_property
     def parameters(self) -> PlannedParameters:
@@ -206,10 +232,10 @@ class Plan(Request):
 
         It prints as aligned text, and a notebook shows it as HTML; ``repr`` of a plan is its beginning.
         """
-        return table.full(self, self._title, self.source)
+        return table.full(self, self._title, self.source, self._said)
 
     def __repr__(self) -> str:
-        return str(table.short(self, self._title, self.source))
+        return str(table.short(self, self._title, self.source, self._said))
 
     def _repr_html_(self) -> str:
-        return table.short(self, self._title, self.source)._repr_html_()
+        return table.short(self, self._title, self.source, self._said)._repr_html_()

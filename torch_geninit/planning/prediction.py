@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from torch_geninit.errors import StrictError, warn_caller
 from torch_geninit.generators.compact import Compact
 from torch_geninit.parameters import transformers
 from torch_geninit.parameters.named import ParameterRef
 from torch_geninit.parameters.reset import stale_buffers, to_reset
+from torch_geninit.parameters.statistics import buffers_to_fill
 from torch_geninit.parameters.targets import PlannedParameters, Targets
 from torch_geninit.parameters.write import Assignment, check_writable, write
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Unfilled = Literal["keep", "reset", "error"]
+StatisticsOption = Literal["fill", "keep"]
 
 
 @dataclass(frozen=True)
@@ -30,23 +32,41 @@ class Prediction:
         method: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
         source: name of the generator, as it was given.
         compact: entry's name -> its prediction.
+        measured: canonical name of a BatchNorm's buffer -> its value on the probe, where that ran.
     """
 
     parameters: PlannedParameters
     method: str
     source: str
     compact: Mapping[str, Compact]
+    measured: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"Prediction of {len(self.compact)} parameters of {self.parameters.model} by {self.source}"
 
-    def write_(self, module: ModuleT, *, prefix: str | None = None, unfilled: Unfilled = "keep") -> ModuleT:
+    def write_(
+        self,
+        module: ModuleT,
+        *,
+        prefix: str | None = None,
+        unfilled: Unfilled = "keep",
+        statistics: StatisticsOption = "fill",
+    ) -> ModuleT:
         """Fill ``module``, the planned model or a part of it, in place; as :meth:`Plan.write_`."""
+        check_statistics(statistics)
         targets = self.parameters.match(module, prefix)
         refuse_unfilled(unfilled, targets.left)
-        return self.fill(module, targets, unfilled)
+        prefix = self.parameters.modules.prefix(module) if prefix is None else prefix
+        return self.fill(module, targets, unfilled, statistics, prefix)
 
-    def fill(self, module: ModuleT, targets: Targets, unfilled: Unfilled) -> ModuleT:
+    def fill(
+        self,
+        module: ModuleT,
+        targets: Targets,
+        unfilled: Unfilled,
+        statistics: StatisticsOption = "fill",
+        prefix: str = "",
+    ) -> ModuleT:
         """Write to ``targets``, parameters of ``module`` that :func:`refuse_unfilled` lets pass."""
         if targets.loaded and targets.whole and transformers.pass_is_over(module):
             warn_caller(
@@ -65,6 +85,7 @@ class Prediction:
         write(
             [Assignment(ref, self.compact[entry]) for ref, entry in targets.filled.values()],
             resets,
+            buffers_to_fill(module, prefix, self.measured, targets) if statistics == "fill" else (),
         )
         if targets.keeps_loaded and transformers.reads_marks(chain((module,), self.parameters.modules)):
             transformers.mark(targets.written())
@@ -81,3 +102,9 @@ def refuse_unfilled(unfilled: Unfilled, left: Sequence[ParameterRef]) -> None:
             f"unfilled='error', and {len(left)} parameters are not generated: {names}"
             f"{', ...' if len(left) > 10 else ''}. Use unfilled='keep' or 'reset'; nothing was changed"
         )
+
+
+def check_statistics(statistics: StatisticsOption) -> None:
+    """Check the option ``statistics``."""
+    if statistics not in ("fill", "keep"):
+        raise ValueError(f"statistics: expected 'fill' or 'keep', got {statistics!r}")

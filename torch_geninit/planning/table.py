@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch_geninit._utils.tables import Table
 from torch_geninit.generators.entry import Entry, Route
@@ -15,17 +16,19 @@ WIDEST = 70
 """Longest reason in a row; the verdict is spelt out above the rows, and entries have it all."""
 
 
-def full(plan: Request, title: str, source: str) -> Table:
-    """Lay out every parameter of the plan."""
-    return Table(HEADER, [_row(entry, source) for entry in plan.entries], above=_summary(plan, title, source))
+def full(plan: Request, title: str, source: str, said: Sequence[str] = ()) -> Table:
+    """Lay out every parameter of the plan, below what is ``said`` of all of it."""
+    return Table(
+        HEADER, [_row(entry, source) for entry in plan.entries], above=[_summary(plan, title), *said]
+    )
 
 
-def short(plan: Request, title: str, source: str) -> Table:
+def short(plan: Request, title: str, source: str, said: Sequence[str] = ()) -> Table:
     """Lay out the first parameters, and say how many more there are."""
     rows = [_row(entry, source) for entry in plan.entries[:MOST_ROWS]]
     more = len(plan.entries) - len(rows)
     below = [f"… {more} more: plan.table()"] if more else []
-    return Table(HEADER, rows, above=_summary(plan, title, source), below=below)
+    return Table(HEADER, rows, above=[_summary(plan, title), *said], below=below)
 
 
 def _row(entry: Entry, source: str) -> tuple[str, ...]:
@@ -39,15 +42,11 @@ def _row(entry: Entry, source: str) -> tuple[str, ...]:
     )
 
 
-def _summary(plan: Request, title: str, source: str) -> list[str]:
+def _summary(plan: Request, title: str) -> str:
     parts = []
     for route in Route:
         chosen = [entry for entry in plan.entries if entry.route is route]
         numbers = sum(math.prod(entry.shape) for entry in chosen if entry.tied_to is None)
         if chosen:
             parts.append(f"{len(chosen)} {route.value} ({numbers:,} numbers)")
-    lines = [f"{title}: {', '.join(parts) or 'no parameters'}"]
-    if plan.verdict is not None:
-        trusted = "trusted" if plan.verdict.trusted else "not trusted"
-        lines.append(f"{source}: {trusted}, {plan.verdict.reason}")
-    return lines
+    return f"{title}: {', '.join(parts) or 'no parameters'}"

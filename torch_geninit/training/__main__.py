@@ -17,10 +17,6 @@ COMMANDS = {
     "vae": ("loops.vae", "train slice VAEs on a zoo"),
     "ghn": ("loops.ghn", "train a graph hypernetwork; with --noise and --start, a noise GHN from it"),
     "evaluate": ("evaluate.protocol", "measure a generator by the protocol"),
-    "expectation": (
-        "evaluate.accuracy_model",
-        "measure networks, fit what tells others' accuracy from their graphs",
-    ),
     "search-space": (
         "evaluate.search_space",
         "measure a generator over unseen networks, and what it expected of them",

@@ -12,10 +12,10 @@ from torch import nn
 
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training.data.images import Split
-from torch_geninit.training.evaluate.accuracy_model import name_of
 from torch_geninit.training.evaluate.heldout import (
     REFERENCE_MODELS,
     measure,
+    name_of,
     norm_of,
     summary,
     survey_space,

@@ -17,14 +17,12 @@ from tests.conftest import ghn_config, vae_config
 from tests.support.exported import exported
 from tests.support.toy_generator import record, toy
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
-from torch_geninit.generators.trust.accuracy import NUMBERS
 from torch_geninit.generators.vae.model import SliceVAEs
 from torch_geninit.graph.tracer import trace as tracing
 from torch_geninit.hub import manifest, registry
 from torch_geninit.hub.config import KINDS
 from torch_geninit.training.release import export as exporting
 from torch_geninit.training.release import model_card
-from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.checkpoint import Run
 
 
@@ -77,7 +75,7 @@ class TestExport:
         with pytest.raises(ValueError, match="'n' stands in another file"):
             exporting.measured_numbers([tmp_path / "a.json", tmp_path / "a.json"])
 
-    def test_summary_of_training_networks(self) -> None:
+    def test_kinds_of_training_networks(self) -> None:
         nn = torch.nn
         plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
         grouped = nn.Sequential(nn.Conv2d(6, 6, 5, groups=3), nn.BatchNorm2d(6))
@@ -85,8 +83,7 @@ class TestExport:
             tracing.trace(plain, torch.zeros(1, 3, 8, 8)),
             tracing.trace(grouped, torch.zeros(1, 6, 8, 8)),
         ]
-        summary = exporting.summarise_graphs(graphs)
-        assert summary["kinds"] == [
+        assert exporting.kinds_in(graphs) == [
             "3x3 convolution",
             "5x5 grouped convolution",
             "batch_norm bias",
@@ -95,7 +92,7 @@ class TestExport:
             "linear bias",
             "linear weight",
         ]
-        assert "5x5 grouped convolution" not in exporting.summarise_graphs(graphs[:1])["kinds"]
+        assert "5x5 grouped convolution" not in exporting.kinds_in(graphs[:1])
 
     def test_no_checkpoint(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds no checkpoint"):
@@ -141,7 +138,7 @@ class TestFromRun:
         parser = ArgumentParser()
         exporting.add_arguments(parser)
         common = ["--run", str(tmp_path / "run"), "--data", str(data), "--name", "mine"]
-        options = ["--output", str(tmp_path / "out"), "--threshold", "0.5", "--kernel-scale", "2"]
+        options = ["--output", str(tmp_path / "out"), "--kernel-scale", "2"]
         exporting.main(parser.parse_args([*common, *options]))
         read = registry.load(tmp_path / "out" / "mine.safetensors")
         assert read.config["kind"] == kind
@@ -155,11 +152,8 @@ class TestFromRun:
             assert sorted(read.probe.images[:, 0, 0, 0].tolist()) == list(range(160)), "no image twice"
             assert torch.equal(read.probe.labels, read.probe.images[:, 0, 0, 0].long() % 2)
             summary = read.config["trained"]
-            assert (summary["threshold"], read.config["kernel_scale"]) == (0.5, 2.0)
+            assert read.config["kernel_scale"] == 2.0
             assert {"linear weight", "linear bias"} <= set(summary["kinds"])
-            assert any(pattern.startswith("input>conv>") for pattern in summary["patterns"])
-        if kind == "ghn":
-            self._check_measured(read, data, tmp_path, common, parser)
         mirrored = parser.parse_args([*common, "--output", str(tmp_path / "mirrored"), "--mirror"])
         if kind == "noise-ghn":
             exporting.main(mirrored)
@@ -181,27 +175,3 @@ class TestFromRun:
         words = [f"--{name}=x" for name in needed]
         exporting.main(parser.parse_args([*common, *words, "--core-hours", "2"]))
         assert given["seed"] == 7, "the run's, whoever exports it"
-
-    def _check_measured(
-        self, read: Any, data: Path, folder: Path, common: list[str], parser: ArgumentParser
-    ) -> None:
-        """What was measured goes with the weights and the images it is of, and with no others."""
-        measured = {
-            "of": {"weights": fingerprint.of_weights(read), "data": fingerprint.of_file(data)},
-            **{"networks": ["a", "b"], "points": [[0.0] * NUMBERS, [1.0] * NUMBERS], "accuracy": [0.2, 0.4]},
-            **{"spread": [1.0] * NUMBERS, "chance": 0.5, "length": 1.0, "signal": 1.0, "noise": 0.1},
-            **{"quantile": 1.0, "images": "pictures", "least": 0.2},
-        }
-        path = folder / "measured.json"
-        options = ["--output", str(folder / "again"), "--measured", str(path)]
-        path.write_text(json.dumps(measured))
-        exporting.main(parser.parse_args([*common, *options]))
-        config = registry.load(folder / "again" / "mine.safetensors").config
-        assert config["measured"] == {name: value for name, value in measured.items() if name != "of"}
-        for other in ("weights", "data"):
-            path.write_text(json.dumps({**measured, "of": {**measured["of"], other: "0"}}))  # type: ignore[dict-item]
-            with pytest.raises(ValueError, match="of another generator or other images"):
-                exporting.main(parser.parse_args([*common, *options]))
-        path.write_text("no json")
-        with pytest.raises(ValueError, match="measured.json: expected a record"):
-            exporting.main(parser.parse_args([*common, *options]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from math import isfinite, prod
 from typing import Any, NamedTuple
 
@@ -18,10 +17,8 @@ from torch_geninit.generators.entry import Entry
 from torch_geninit.generators.ghn.decoder import Decoder, Piece
 from torch_geninit.generators.ghn.encoder import Encoder
 from torch_geninit.generators.ghn.features import NodeFeatures, node_features
-from torch_geninit.generators.request import Expectation, Request, Verdict
+from torch_geninit.generators.request import Request
 from torch_geninit.generators.rng import noise_stream
-from torch_geninit.generators.trust.accuracy import MeasuredNetworks
-from torch_geninit.generators.trust.domain import MEASURES, expectation, judge
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse, Shape
 from torch_geninit.graph.queries import head_nodes, normalised_kernels, packed_sections
 
@@ -73,12 +70,11 @@ class GraphHyperNetwork(WeightGenerator):
     """Predict the parameters of a network from its graph.
 
     Config entries read here: ``sizes`` (primitives, width, rounds and those of the decoder), ``classes``,
-    ``trained`` (kinds of parameters, local patterns and ranges seen in training), ``kernel_scale``: factor on
+    ``trained`` (kinds of parameters seen in training), ``kernel_scale``: factor on
     convolutions that only norms read. It leaves the function as it is and divides their effective
     learning rate, lr / |w|^2, by its square, so it is chosen for training, not for prediction. Optional:
     ``shared_noise``, all nodes of a network see the same noise instead of each its own; ``mirror``, members
-    of odd seeds have mirrored kernels; ``measured``, networks whose accuracy is known
-    (:class:`MeasuredNetworks`).
+    of odd seeds have mirrored kernels.
     """
 
     kind = "ghn"
@@ -105,29 +101,15 @@ class GraphHyperNetwork(WeightGenerator):
             value = config["sizes"].get(name, 0)
             expect(type(value) is int and value >= 0, f"sizes.{name}", "an integer from 0 up", value)
         trained = config["trained"]
-        for name in ("kinds", "patterns"):
-            value = trained.get(name)
-            valid = isinstance(value, list) and all(isinstance(item, str) for item in value)
-            expect(valid, f"trained.{name}", "a list of names", value)
-        ranges = trained.get("ranges")
-        expect(
-            isinstance(ranges, dict) and all(_is_range(item) for item in ranges.values()),
-            "trained.ranges",
-            "an object of [lowest, highest] pairs",
-            ranges,
-        )
-        lacking = [name for name in MEASURES if name not in ranges]
-        expect(not lacking, "trained.ranges", f"all of {', '.join(MEASURES)}", f"none for {lacking}")
-        threshold = trained.get("threshold")
-        expect(_is_number(threshold) and threshold >= 0, "trained.threshold", "a number from 0 up", threshold)
+        kinds = trained.get("kinds")
+        valid = isinstance(kinds, list) and all(isinstance(item, str) for item in kinds)
+        expect(valid, "trained.kinds", "a list of names", kinds)
         scale = config.get("kernel_scale", 1.0)
         expect(_is_number(scale) and scale > 0, "kernel_scale", "a positive number", scale)
         shared, mirror = config.get("shared_noise", False), config.get("mirror", False)
         expect(isinstance(shared, bool), "shared_noise", "true or false", shared)
         possible = mirror is False or (mirror is True and config["sizes"]["noise"] > 0)
         expect(possible, "mirror", "false, or true for a generator with noise", mirror)
-        if "measured" in config:
-            MeasuredNetworks.check(config["measured"])
 
     @property
     def classes(self) -> int:
@@ -213,21 +195,6 @@ class GraphHyperNetwork(WeightGenerator):
         named = "bias of its own" if what == "bias bias" else what
         return f"never trained on {'an' if what[0] in 'aeio' else 'a'} {named}"
 
-    def verdict(self, request: Request) -> Verdict:
-        """Judge by the distance from the training networks, and by the measured ones if it has any."""
-        return judge(request, self.config["trained"], self.classes, self._measured)
-
-    @cached_property
-    def _measured(self) -> MeasuredNetworks | None:
-        return MeasuredNetworks(self.config["measured"]) if "measured" in self.config else None
-
-    def expectation(self, request: Request) -> Expectation | None:
-        """Ask the measured networks of the config; None without them, or without a verdict."""
-        if self._measured is None or request.verdict is None:
-            return None
-        distance = request.verdict.distance
-        return expectation(request, distance, self.config["trained"], self.classes, self._measured)
-
     @torch.no_grad()
     def predict(
         self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0
@@ -306,10 +273,6 @@ def is_kernel(architecture: Architecture, name: str) -> bool:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]
-
-
-def _is_range(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_number(item) for item in value)
 
 
 def kind(node: Node, use: ParameterUse) -> str:

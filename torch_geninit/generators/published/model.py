@@ -25,7 +25,7 @@ from torch_geninit.generators.published.decoders import (
 from torch_geninit.generators.published.encoders import GatedGNN, GraphTransformer, NodeMLP
 from torch_geninit.generators.published.features import ShapeEncoder, distances, node_shape
 from torch_geninit.generators.published.reader.vocabulary import PRIMITIVES
-from torch_geninit.generators.request import Request, Verdict
+from torch_geninit.generators.request import Request
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.graph.architecture import Architecture, Shape
 
@@ -50,6 +50,7 @@ class PublishedGHN(WeightGenerator):
     """
 
     kind = "published-ghn"
+    taken_on_trust = "unmeasured: it has no probe, and nothing was published on where it stops being good"
     unread = "the published hypernetworks don't see it: layers of other types, bare parameters"
 
     @staticmethod
@@ -127,10 +128,6 @@ class PublishedGHN(WeightGenerator):
                 "Leave graph= out, or pass what its own trace(model, example_inputs) returns"
             )
         return None
-
-    def verdict(self, request: Request) -> Verdict:
-        """Trust every network: nothing was published on where these hypernetworks stop being good."""
-        return Verdict(True, 0.0, "published hypernetworks say nothing of where they stop being good")
 
     def embeddings(self, architecture: Architecture) -> Tensor:
         """Return the embedding (N, width) of every node but ``output``."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact, blocks_of_rows, runs
 from torch_geninit.generators.entry import Entry
-from torch_geninit.generators.request import Request, Verdict
+from torch_geninit.generators.request import Request
 from torch_geninit.generators.rng import noise_stream
 from torch_geninit.generators.vae.decoders import PaperDecoder, SliceDecoder
 from torch_geninit.graph.architecture import Architecture, Shape
@@ -179,6 +179,7 @@ class SliceVAEs(WeightGenerator):
     """
 
     kind = "vae"
+    taken_on_trust = "slices are drawn layer by layer, whatever the network around them"
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -234,10 +235,6 @@ class SliceVAEs(WeightGenerator):
             known += [f"{_times(size)} of depthwise layers" for size in sorted(channels)]
             return f"no VAE for kernel size {_times(layer.kernel_size)}, trained on {', '.join(known)}"
         return None
-
-    def verdict(self, request: Request) -> Verdict:
-        """Trust every network: a layer is drawn without regard to those around it."""
-        return Verdict(True, 0.0, "slices are drawn layer by layer, whatever the network around them")
 
     def predict(
         self, request: Request, *, seed: int | None = None, noise_scale: float = 1.0

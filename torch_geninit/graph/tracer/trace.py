@@ -229,14 +229,14 @@ def _out_of_memory(error: Exception) -> bool:
 def _run(
     model: nn.Module, names: dict[int, str], inputs: Inputs, recorder: Recorder, *, training: bool
 ) -> None:
-    copier = Copier(_constant if recorder.meta else _copy)
+    copier = Copier(_constant if recorder.meta else copy_with_data)
     clone, tensors = clone_structure(model, copier)
     for identity, name in names.items():
         recorder.shapes[name] = tuple(tensors[identity].shape)
         recorder.own(tensors[identity], name)
     if training:
         set_training(clone, True)
-    args, kwargs = Copier(_empty if recorder.meta else _copy)((inputs.args, dict(inputs.kwargs)))
+    args, kwargs = Copier(_empty if recorder.meta else copy_with_data)((inputs.args, dict(inputs.kwargs)))
     for tensor in tensors_in([*args, *kwargs.values()]):
         recorder.enter(tensor)
     with outside.copied(copier), recorder, FunctionOverrides(recorder):
@@ -277,7 +277,7 @@ def _constant(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def _copy(tensor: Tensor) -> Tensor:
+def copy_with_data(tensor: Tensor) -> Tensor:
     """Return a copy like :func:`_empty`, with data; what has none becomes zeros."""
     dtype = _dtype(tensor)
     if tensor.device.type == "meta":

@@ -18,8 +18,13 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training.arguments import at_least, positive
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import plots
-from torch_geninit.training.evaluate.accuracy_model import name_of
-from torch_geninit.training.evaluate.heldout import CALIBRATION_IMAGES, MOST_MACS, norm_of, unseen_specs
+from torch_geninit.training.evaluate.heldout import (
+    CALIBRATION_IMAGES,
+    MOST_MACS,
+    name_of,
+    norm_of,
+    unseen_specs,
+)
 from torch_geninit.training.evaluate.initialise import fill_, planned
 from torch_geninit.training.evaluate.paired_stats import Pair, best_rate
 from torch_geninit.training.loops.classifier import Phase, Recipe, diverged, score, train_classifier

@@ -12,6 +12,7 @@ from torch import nn
 
 import torch_geninit as geninit
 from torch_geninit.planning.choose import Pretrained
+from torch_geninit.planning.trust import interval
 from torch_geninit.training.data.images import Split
 from torch_geninit.training.loops.classifier import score
 from torch_geninit.training.networks.blocks import Style
@@ -69,6 +70,15 @@ def unseen_specs(
             yield drawn
 
 
+def name_of(spec: Specification) -> str:
+    """Name a network for people: family, blocks, widths, norm; or whatever else its specification says."""
+    if not isinstance(spec, Spec):
+        return repr(spec)
+    blocks, widths = ("-".join(map(str, sizes)) for sizes in (spec.blocks, spec.widths))
+    norm = "no" if spec.style.norm == "none" else spec.style.norm
+    return f"{spec.family} {blocks}, widths {widths}, {norm} norm"
+
+
 def norm_of(spec: Specification) -> str:
     """Return which normalisation a network has: of several the most frequent, of none ``"none"``."""
     if isinstance(spec, Spec):
@@ -82,14 +92,17 @@ def norm_of(spec: Specification) -> str:
 def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Split) -> dict[str, Any]:
     """Fill ``model``, trusted or not, calibrate BatchNorm, and measure it; ``model`` is changed.
 
-    ``generator`` is the one that was chosen, ``expected`` what it expects of the accuracy, with the ends of
-    the interval, ``generated`` the share of weights that were generated, ``distance`` that of its graph from
-    the networks seen in training.
+    ``generator`` is the one that was chosen, ``expected`` what its probe tells of the accuracy, with the ends
+    of the interval, ``generated`` the share of weights that were generated.
     """
     example = train.normalise(train.images[:1])
     graph = geninit.trace(model, example)
     plan = geninit.plan(model, pretrained=pretrained, graph=graph, untrusted="generate")
-    expected = plan.pretrained.expectation(plan) if plan.generated else None
+    probed = plan.verdict.measured if plan.verdict else None
+    expected = None
+    if probed is not None and probed.right is not None:
+        low, high = interval(probed.right, probed.images)
+        expected = {"accuracy": probed.right / probed.images, "low": low, "high": high}
     plan.write_(model)
     geninit.recalibrate_bn_(model, (x for x, _ in train.spread(CALIBRATION_IMAGES).batches()))
     accuracy, nll = score(model, measured)
@@ -98,11 +111,8 @@ def measure(model: nn.Module, pretrained: Pretrained, train: Split, measured: Sp
         "accuracy": accuracy,
         "nll": nll,
         "generator": plan.source,
-        "distance": plan.verdict.distance if plan.verdict else None,
         "trusted": bool(plan.verdict and plan.verdict.trusted),
-        "expected": {"accuracy": expected.accuracy, "low": expected.low, "high": expected.high}
-        if expected
-        else None,
+        "expected": expected,
         "generated": generated / sum(p.numel() for p in model.parameters()),
         "macs": multiplications(graph),
         "nodes": len(graph.nodes),

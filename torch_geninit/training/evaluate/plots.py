@@ -204,7 +204,7 @@ def expected_and_measured(records: Sequence[Mapping[str, Any]], path: str | Path
         if not all(record["trusted"] for record in with_expectation):
             axes.plot([], [], "o", color=BLACK, markerfacecolor="none", label="not trusted")
         _diagonal(axes, 0, 100)
-        axes.set_xlabel("expected accuracy (%), 90 % interval")
+        axes.set_xlabel("accuracy on the probe (%), 95 % interval")
         axes.set_ylabel("measured accuracy (%)")
         if with_expectation:
             axes.figure.legend(loc="outside right upper")

@@ -15,7 +15,6 @@ import torch
 
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn.model import GraphHyperNetwork, kind
-from torch_geninit.generators.trust.domain import profile, summarise
 from torch_geninit.generators.vae.model import SliceVAEs
 from torch_geninit.graph import vocabulary
 from torch_geninit.graph.architecture import Architecture
@@ -30,9 +29,7 @@ from torch_geninit.training.networks.resnet import resnet20
 from torch_geninit.training.networks.search_space import Pool, Space, SpaceOptions
 from torch_geninit.training.release import model_card
 from torch_geninit.training.release import probe as probes
-from torch_geninit.training.runs import fingerprint
 from torch_geninit.training.runs.checkpoint import Run
-from torch_geninit.training.runs.task_queue import read_record
 
 CARDS = manifest.PACKAGE.parent / "docs" / "generators"
 
@@ -121,9 +118,7 @@ def from_run(
     data: str | Path,
     *,
     licence: str = "MIT",
-    threshold: float = 0.02,
     kernel_scale: float | None = None,
-    measured: Mapping[str, Any] | None = None,
     mirror: bool = False,
     probe: int | None = None,
 ) -> WeightGenerator:
@@ -133,9 +128,7 @@ def from_run(
         folder: of a run of ``training vae`` or ``training ghn``.
         data: prepared data file that it was trained on.
         licence: of the weights.
-        threshold: largest distance from the training networks at which a graph hypernetwork is trusted.
         kernel_scale: factor on the convolution kernels that only norms read, for a graph hypernetwork.
-        measured: what ``training expectation`` found, for a graph hypernetwork.
         mirror: let odd seeds of a noise hypernetwork draw mirrored kernels.
         probe: images in the probe of a hypernetwork, if not the usual number.
 
@@ -170,11 +163,9 @@ def from_run(
     space = Space(len(images.classes), torch.zeros(1, *size))
     pool = Pool(space, SpaceOptions(**options), seed)
     seen = [pool.member(number).architecture for number in range(pool.options.pool)]
-    config["trained"] = {**summarise_graphs(seen), "threshold": threshold}
+    config["trained"] = {"kinds": kinds_in(seen)}
     if kernel_scale is not None:
         config["kernel_scale"] = kernel_scale
-    if measured is not None:
-        config["measured"] = dict(measured)
     if mirror:
         config["mirror"] = True
     hypernetwork = GraphHyperNetwork(config)
@@ -210,14 +201,9 @@ def reference_graphs(classes: int, size: list[int]) -> dict[str, str]:
     }
 
 
-def summarise_graphs(graphs: Iterable[Architecture]) -> dict[str, Any]:
-    """Return what a graph hypernetwork checks a network against, besides its threshold."""
-    profiles = []
-    kinds: set[str] = set()
-    for graph in graphs:
-        profiles.append(profile(graph))
-        kinds.update(kind(node, use) for node in graph.nodes for use in node.parameters)
-    return {**summarise(profiles), "kinds": sorted(kinds)}
+def kinds_in(graphs: Iterable[Architecture]) -> list[str]:
+    """Name the kinds of parameters in these networks: what their hypernetwork can be asked for."""
+    return sorted({kind(node, use) for graph in graphs for node in graph.nodes for use in node.parameters})
 
 
 def measured_numbers(paths: Iterable[str | Path], run: Path | None = None) -> dict[str, Any]:
@@ -269,12 +255,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--licence", default="MIT", help="SPDX identifier, of the weights")
-    parser.add_argument(
-        "--threshold",
-        type=positive,
-        default=0.02,
-        help="largest distance at which a GHN's prediction is trusted",
-    )
     parser.add_argument("--kernel-scale", type=positive, help="factor on kernels that only norms read")
     parser.add_argument(
         "--mirror", action="store_true", help="odd seeds of a noise GHN draw kernels mirrored left to right"
@@ -282,7 +262,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe", type=at_least(1), help="training images in the file; by default 160 for ten classes"
     )
-    parser.add_argument("--measured", type=Path, help="measured.json of training expectation")
     record = parser.add_argument_group("for the manifest")
     record.add_argument("--training-data", help="what it was trained on, in words")
     record.add_argument("--architectures", help="that training saw, in words")
@@ -295,26 +274,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype)
-    measured = (
-        read_record(arguments.measured, "Make it with `training expectation`") if arguments.measured else None
-    )
-    of = measured.pop("of", None) if measured else None
     generator = from_run(
         arguments.run,
         arguments.data,
         licence=arguments.licence,
-        threshold=arguments.threshold,
         kernel_scale=arguments.kernel_scale,
-        measured=measured,
         mirror=arguments.mirror,
         probe=arguments.probe,
     )
-    if measured is not None and of != (expected := _subject(generator, dtype, arguments.data)):
-        raise ValueError(
-            f"{arguments.measured} is of another generator or other images: expected {expected}, got {of}. "
-            "Export with --output, measure that file with `training expectation` on the same --data, and "
-            "pass what it found"
-        )
     stored = _stored(arguments.run)
     if arguments.output is not None:
         Path(arguments.output).mkdir(parents=True, exist_ok=True)
@@ -338,10 +305,6 @@ def main(arguments: argparse.Namespace) -> None:
         numbers=measured_numbers(arguments.numbers, Path(arguments.run)),
         dtype=dtype,
     )
-
-
-def _subject(generator: WeightGenerator, dtype: torch.dtype, data: str) -> dict[str, str]:
-    return {"weights": fingerprint.of_weights(generator, dtype), "data": fingerprint.of_file(data)}
 
 
 def _given(arguments: argparse.Namespace, name: str) -> bool:

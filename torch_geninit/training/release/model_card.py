@@ -33,11 +33,16 @@ class Kind:
 
 
 _START = (
+    "The weights are a start for training, not a trained model. BatchNorm's running statistics are those of "
+    "the images in the file: before evaluating an untrained model on others call `geninit.recalibrate_bn_`."
+)
+_START_AT_CHANCE = (
     "The weights are a start for training, not a trained model. BatchNorm's running statistics are not "
     "predicted: before evaluating an untrained model call `geninit.recalibrate_bn_`."
 )
 _UNLIKE = (
-    "A network unlike those of training keeps its initialisation, with a warning. "
+    "A network that is not surely better than chance on the images in the file keeps its initialisation, "
+    "with a warning. "
     "`print(geninit.plan(model))` tells beforehand."
 )
 _IMAGES = (
@@ -77,7 +82,7 @@ KINDS = {
         "What the original was published for: initial weights, before ordinary training or fine-tuning.",
         (
             "It predicts for any network, also where the result is worse than random weights. Compare.",
-            _START,
+            _START_AT_CHANCE,
             _IMAGES,
         ),
     ),

@@ -11,6 +11,8 @@ from torch_geninit.training.data.images import load
 from torch_geninit.training.release import probe
 from torch_geninit.training.release.export import COMPUTED, export
 
+GUESSES = ("patterns", "ranges", "threshold")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", type=generator_name, help="of a hypernetwork that ships, in the manifest")
@@ -26,6 +28,11 @@ def main(arguments: argparse.Namespace) -> None:
         raise ValueError(f"the manifest has no generator {arguments.name!r}, only {', '.join(records)}")
     record = records[arguments.name]
     generator = file.read(manifest.SHIPPED / record.filename)
+    # What trust was guessed by before there were probes.
+    generator.config.pop("measured", None)
+    generator.config["trained"] = {
+        name: value for name, value in generator.config["trained"].items() if name not in GUESSES
+    }
     probe.add(generator, load(arguments.data, "train"), arguments.images, arguments.seed)
     told = {field.name: getattr(record, field.name) for field in fields(record)}
     export(generator, record.name, **{name: value for name, value in told.items() if name not in COMPUTED})

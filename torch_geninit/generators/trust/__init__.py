@@ -1,1 +1,0 @@
-"""Whom a generator knows, and which accuracy it expects of what it fills."""
