@@ -69,7 +69,7 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
     device = next(chain(model.parameters(), model.buffers())).device
     with _calibrating(model, found) as layers:
         _run(model, batches, device)
-    kept = [layer for layer in layers if not layer.updated]
+    kept = [layer for layer in layers if not layer.calibrated]
     if kept:
         warn_caller(
             f"recalibrate_bn_ keeps the statistics of {len(kept)} of {len(layers)} BatchNorm layers of "
@@ -86,7 +86,7 @@ class NotFiniteError(ValueError):
 def calibrating(model: nn.Module) -> Iterator[list[_Layer]]:
     """Let ``model`` run with the statistics of its batches inside the block, and keep their average.
 
-    Yields the layers with running statistics; those that were run are ``updated`` in the end.
+    Yields the layers with running statistics; those that were run are ``calibrated`` in the end.
     """
     with _calibrating(model, _find(model)) as layers:
         yield layers
@@ -118,7 +118,8 @@ def _calibrating(model: nn.Module, found: Sequence[_Layer]) -> Iterator[list[_La
             for module, training in flags:
                 module.training = training
         for layer in layers:
-            layer.finish() if layer.updated else layer.restore()
+            layer.calibrated = layer.updated
+            layer.finish() if layer.calibrated else layer.restore()
 
 
 @dataclass(eq=False)
@@ -130,6 +131,7 @@ class _Layer:
         saved: name of a buffer -> the tensor, and a copy of its values.
         updates: how often an operation of PyTorch updated the statistics.
         calls: how often the layer's own forward was called; 0 where it is not followed.
+        calibrated: whether it has new statistics, in the end.
     """
 
     name: str
@@ -137,6 +139,7 @@ class _Layer:
     saved: Mapping[str, tuple[Tensor, Tensor]]
     updates: int = 0
     calls: int = 0
+    calibrated: bool = False
 
     TORCHS_OWN: ClassVar = (_BatchNorm.forward, nn.SyncBatchNorm.forward, nn.Module.forward)
 
@@ -262,6 +265,11 @@ class _PlainAverages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         "aten::_batch_norm_no_update": torch.ops.aten._batch_norm_with_update.default,
     }
     """Operations that have no mode of training, and those that return the same from batch statistics."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # What would keep the compiler out of the mode imports it first, which takes more than a second.
+        return False
 
     def __init__(self, layers: Iterable[_Layer]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -215,7 +215,7 @@ class _Run:
                 t.float() for t in tensors_in(self.copy(*args, **kwargs)) if t.shape[:1] == images.shape[:1]
             ]
         for layer in layers:
-            if layer.updated:
+            if layer.calibrated:
                 for name, tensor in layer.module.named_buffers(recurse=False):
                     statistics[f"{layer.name}.{name}".lstrip(".")] = tensor.clone()
         return outputs, _pooled(readers.found or outputs, len(images))
