@@ -30,6 +30,7 @@ from tests.conftest import tiny_generator
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.compact import Compact
 from torch_geninit.parameters import write as writing
+from torch_geninit.training.networks.resnet import resnet20
 
 Way = Callable[[nn.Module, "World"], nn.Module]
 Verb = Callable[..., nn.Module]
@@ -387,6 +388,25 @@ def who_asks_for_values_is_traced_before(world: World) -> None:
     assert_same(model, expected)
 
 
+def the_verdict_is_measured_as_alone(world: World) -> None:
+    """From whole predicted weights, without communication; the statistics are the same on every rank."""
+    generator = geninit.load("ghn-cifar10")
+    expected = geninit.ghn_(resnet20(), pretrained=generator)
+    alone_plan = geninit.plan(resnet20(), pretrained=generator)
+    model = resnet20()
+    fully_shard(model, mesh=world.mesh("all"))
+    with alone(world):
+        plan = geninit.plan(model, pretrained=generator)
+        geninit.ghn_(model, pretrained=generator)
+    assert plan.verdict is not None and alone_plan.verdict is not None
+    assert alone_plan.verdict.measured is not None, alone_plan.verdict.reason
+    assert plan.verdict.measured is not None, plan.verdict.reason
+    assert plan.verdict.measured[:7] == alone_plan.verdict.measured[:7]
+    assert_same(model, expected)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, expected.get_buffer(name)), name
+
+
 CHECKS: dict[str, Callable[[World], None]] = {
     **{
         f"{way}, {verb}": shards_equal_slices(way, verb, torch.float32)
@@ -406,6 +426,7 @@ CHECKS: dict[str, Callable[[World], None]] = {
             gathered_parameters_are_refused_by_name,
             module_by_module,
             who_asks_for_values_is_traced_before,
+            the_verdict_is_measured_as_alone,
         )
     },
 }

@@ -34,6 +34,9 @@ class Runnable:
         for module in self.module.modules():
             if isinstance(module, nn.SyncBatchNorm):  # which would wait for other processes
                 object.__setattr__(module, "__class__", _LocalBatchNorm)
+            elif any(base.__name__ == "FSDPModule" for base in type(module).__bases__):
+                # fully_shard derives such a class from the module's own, whose state stayed behind.
+                object.__setattr__(module, "__class__", type(module).__bases__[-1])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy; to be called :func:`aside`."""
