@@ -128,6 +128,8 @@ def test_a_recurrent_layer_computes_with_what_it_has() -> None:
                 self.weight_hh_l0 = nn.Parameter(torch.ones(12, 4))
 
     layer = Replaces(3, 4)
+    for parameter in layer.parameters():  # the others would hold whatever was in memory
+        nn.init.constant_(parameter, 0.1)
     x = torch.ones(2, 1, 3)
     reset([layer])
     out = layer(x)[0]
