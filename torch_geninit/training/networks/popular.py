@@ -25,6 +25,7 @@ Sampler = Callable[[random.Random], Specification]
 SAMPLERS: Mapping[str, tuple[Sampler, Sampler]] = MappingProxyType(
     {
         "residual": (residual.sample, residual.sample_unseen),
+        "residual-cifar": (residual.sample_small, residual.sample_unseen_small),
         "vgg": (vgg.sample, vgg.sample_unseen),
         "densenet": (densenet.sample, densenet.sample_unseen),
         "googlenet": (googlenet.sample, googlenet.sample_unseen),

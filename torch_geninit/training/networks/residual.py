@@ -73,6 +73,9 @@ class ResidualSpec(Specification):
         return ACTIVATIONS[self.activation]()
 
 
+STEMS: tuple[Stem, ...] = ("imagenet", "imagenet", "imagenet", "deep", "cifar")
+
+
 def sample(r: random.Random) -> ResidualSpec:
     """Draw a network that training may see: half are what people build, half vary everything."""
     return seen(_draw, r)
@@ -83,9 +86,23 @@ def sample_unseen(r: random.Random) -> ResidualSpec:
     return unseen(_draw, r)
 
 
-def _draw(r: random.Random) -> ResidualSpec:
+def sample_small(r: random.Random) -> ResidualSpec:
+    """Draw one for images of 32 pixels, which training may see: its stem keeps their resolution."""
+    return seen(_draw_small, r)
+
+
+def sample_unseen_small(r: random.Random) -> ResidualSpec:
+    """Draw one for images of 32 pixels, which training never sees."""
+    return unseen(_draw_small, r)
+
+
+def _draw_small(r: random.Random) -> ResidualSpec:
+    return _draw(r, ("cifar",))
+
+
+def _draw(r: random.Random, stems: tuple[Stem, ...] = STEMS) -> ResidualSpec:
     usual = r.random() < 0.5
-    stem: Stem = r.choice(("imagenet", "imagenet", "imagenet", "deep", "cifar"))
+    stem = r.choice(stems)
     stages = 3 if stem == "cifar" and r.random() < 0.5 else 4
     block: Block = r.choice(("basic", "basic", "basic", "bottleneck", "bottleneck", "preactivation"))
     most = 4 if block != "bottleneck" else 5
