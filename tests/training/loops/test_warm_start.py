@@ -90,3 +90,13 @@ def test_new_noise_is_equally_loud_however_many_values_it_has(start: GraphHyperN
     weight = generator.decoder.trunk[0].weight[:, -noise:]
     # The variance that standard normal noise adds to a hidden unit, over all of them.
     assert weight.square().sum(1).mean().sqrt().item() == pytest.approx(NOISE_START, rel=0.2)
+
+
+def test_of_other_classes_all_but_the_classifier_is_taken_over(start: GraphHyperNetwork) -> None:
+    classes = [f"another {index}" for index in range(start.classes + 1)]
+    generator = GraphHyperNetwork({**start.config, "classes": classes})
+    fresh = generator.decoder.head_templates.clone()
+    warm_start_(generator, start)
+    own, trained = generator.state_dict(), start.state_dict()
+    assert own["decoder.head_templates"].equal(fresh)
+    assert all(own[name].equal(trained[name]) for name in own if "head" not in name)

@@ -14,6 +14,9 @@ from torch_geninit.generators.rng import noise_stream
 from torch_geninit.graph.vocabulary import PRIMITIVES
 from torch_geninit.training.loops.fold import RANKS, centre, unfold
 
+OF_CLASSES = frozenset({"decoder.head_templates", "decoder.head_bias.weight", "decoder.head_bias.bias"})
+"""What has a row for each class: another set of classes learns its own."""
+
 NOISE_START = 0.6
 """Standard deviation of what new noise adds to a hidden unit at first, however many values there are."""
 
@@ -62,8 +65,8 @@ def sizes_from(start: WeightGenerator | None, asked: Mapping[str, int]) -> dict[
 def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> None:
     """Give ``generator`` the weights of ``trained``, which may be smaller; both then make the same networks.
 
-    Parts that the start lacks keep their random weights, as do kernel positions that it lacks and mixed
-    channels, which nothing reads at first. Folded templates are unfolded. Decoder columns that read noise are
+    Of other classes the classifier is not taken over. Parts that the start lacks keep their random weights,
+    as do kernel positions that it lacks and mixed channels, which nothing reads at first. Folded templates are unfolded. Decoder columns that read noise are
     drawn from N(0, NOISE_START^2 / noise): two equal draws are a stationary point of the diversity loss, so
     the start must be loud enough to leave it.
 
@@ -79,8 +82,11 @@ def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> Non
             keys = ("coefficients.weight", "coefficients.bias", "templates")
             state.update({f"{prefix}.{key}": value for key, value in zip(keys, made, strict=True)})
         _silence(state, f"{prefix}.coefficients.weight", own)
+    same_classes = trained.config["classes"] == generator.config["classes"]
     for name, value in state.items():
         tensor = own.get(name)
+        if name in OF_CLASSES and not same_classes:
+            continue
         if name == "decoder.trunk.0.weight" and tensor is not None and tensor.shape[0] == value.shape[0]:
             tensor[:, : value.shape[1]] = value
             stream = noise_stream(0, name)
