@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torch_geninit as geninit
-from tests.support.probes import with_probe
+from tests.support.probes import with_other_classes, with_probe
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.training.networks.resnet import resnet20
 
@@ -47,6 +47,14 @@ def test_it_prints(knowing: WeightGenerator) -> None:
         "pixels from 0 to 1",
     ):
         assert f"<td>{text}" in shown or f">{text}" in shown
+
+
+def test_of_other_classes_the_class_means_tell(knowing: WeightGenerator) -> None:
+    expected = geninit.expect(resnet20(), pretrained=with_other_classes(knowing))
+    assert expected.by == "nearest class mean" and expected.usual is not None
+    assert 0 < expected.accuracy < 1 and 0 < expected.usual < 1
+    text = f"by the nearest class mean of the features, {100 * expected.usual:.0f} % from He initialisation"
+    assert text in str(expected) and text in expected._repr_html_()
 
 
 def test_a_generator_without_probe_says_so(ghn: WeightGenerator) -> None:

@@ -23,6 +23,9 @@ from torch_geninit.planning.trust import interval
 class Expectation(NamedTuple):
     """The accuracy of generated weights before any training, measured on the generator's probe.
 
+    Where the model has no classifier, or the probe other classes than the generator, the nearest class mean
+    of the features classifies: each image is left out of its class's mean.
+
     Attributes:
         accuracy: share of the probe's images classified correctly, BatchNorm on their statistics.
         low, high: ends of the 95 % interval (Wilson 1927).
@@ -32,6 +35,8 @@ class Expectation(NamedTuple):
         caveat: why the model itself will not start like that, empty where it will: it is kept, for lack
             of trust, or its classifier, or the images' size was guessed.
         source: the generator that was asked.
+        by: what classified, ``"classifier"`` or ``"nearest class mean"``.
+        usual: the class means' accuracy from He initialisation; None where the classifier was measured.
     """
 
     accuracy: float
@@ -43,13 +48,21 @@ class Expectation(NamedTuple):
     std: tuple[float, ...]
     caveat: str = ""
     source: str = ""
+    by: str = "classifier"
+    usual: float | None = None
 
     def __str__(self) -> str:
         condition = f"{self.caveat}. If it were otherwise: " if self.caveat else ""
         return (
             f"{condition}{100 * self.accuracy:.0f} % ({self._interval}) of {self.images} images of "
-            f"{_times(self.size)} before training, by {self.source}; {self._normalisation}"
+            f"{_times(self.size)} before training{self._means}, by {self.source}; {self._normalisation}"
         )
+
+    @property
+    def _means(self) -> str:
+        if self.usual is None:
+            return ""
+        return f" by the {self.by} of the features, {100 * self.usual:.0f} % from He initialisation"
 
     @property
     def _interval(self) -> str:
@@ -62,7 +75,7 @@ class Expectation(NamedTuple):
 
     def _repr_html_(self) -> str:
         rows = [
-            ("accuracy before training", f"{100 * self.accuracy:.0f} %"),
+            (f"accuracy before training{self._means}", f"{100 * self.accuracy:.0f} %"),
             ("95 % interval", self._interval),
             ("images", f"{self.images} of {_times(self.size)}"),
             ("normalisation", self._normalisation),
@@ -127,15 +140,17 @@ def expect(
             f"to expect: {why}"
         )
     measured = made.verdict.measured if made.verdict is not None else None
-    if measured is None or measured.right is None:
+    right = None if measured is None else measured.right if measured.right is not None else measured.near
+    if measured is None or right is None:
         why = "it has no output with a number for each class"
         if measured is None and made.verdict is not None:
             why = made.verdict.reason
         raise ValueError(f"{made.source} can't tell what to expect of {type(model).__name__}: {why}")
+    by_means = measured.right is None
     images = made.pretrained.config["input"]
-    low, high = interval(measured.right, measured.images)
+    low, high = interval(right, measured.images)
     return Expectation(
-        accuracy=measured.right / measured.images,
+        accuracy=right / measured.images,
         low=low,
         high=high,
         images=measured.images,
@@ -144,6 +159,8 @@ def expect(
         std=tuple(images["std"]),
         caveat="; ".join(_caveats(made)),
         source=made.source,
+        by="nearest class mean" if by_means else "classifier",
+        usual=measured.usual / measured.images if by_means and measured.usual is not None else None,
     )
 
 

@@ -498,6 +498,30 @@ class TestProbe:
         with pytest.raises(ValueError, match="the config's probe"):
             file.write(toy(probe="pictures"), path)
 
+    def test_classes_of_its_own(self, path: Path) -> None:
+        written = toy(probe="pictures", probe_classes=["a", "b", "c"])
+        written.probe = Probe(self.images, torch.arange(32) % 3, ("a", "b", "c"))
+        file.write(written, path)
+        read = file.read(path)
+        assert read.probe.classes == ("a", "b", "c") and read.probe.first(9).classes == read.probe.classes
+        written.probe = Probe(self.images, self.labels)
+        with pytest.raises(ValueError, match="the config's probe_classes"):
+            file.write(written, path)
+
+    @pytest.mark.parametrize("names", [[], ["a"], ["a", "a"], ["a", 3], "ab", 7, None])
+    def test_classes_of_its_own_are_different_names(self, path: Path, names: Any) -> None:
+        probe = {"probe.images": self.images, "probe.labels": self.labels}
+        content = raw(config(probe="pictures", probe_classes=names), {**toy().state_dict(), **probe})
+        refused(path, content, "the config's probe_classes")
+
+    def test_a_label_beyond_the_classes_of_its_own(self, path: Path) -> None:
+        probe = {"probe.images": self.images, "probe.labels": torch.arange(32) % 3}
+        content = raw(config(probe="pictures", probe_classes=["a", "b"]), {**toy().state_dict(), **probe})
+        refused(path, content, "expected classes from 0 to 1")
+
+    def test_classes_without_a_probe(self, path: Path) -> None:
+        refused(path, raw(config(probe_classes=["a", "b"])), "the config's probe_classes")
+
     def test_no_larger_than_a_cap(self, path: Path) -> None:
         many = torch.zeros(4097, 3, 32, 32, dtype=torch.uint8)
         refused(path, self.content(images=many, labels=torch.arange(4097) % 2), "32 to 4096 images")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import torch_geninit as geninit
 from tests.support.contract import random_state, state
-from tests.support.probes import with_probe
+from tests.support.probes import with_other_classes, with_probe
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.planning import measure as measuring
 from torch_geninit.planning.measure import cost, he, nearest_mean
@@ -77,6 +77,19 @@ class TestKindsOfNetworks:
         found = measured(body, shipped)
         assert found.right is None and found.near == pytest.approx(usual.near, abs=16)
         assert judge(found).trusted and found.gained is not None
+
+    def test_images_of_other_classes_are_told_apart_by_the_features(self, shipped: WeightGenerator) -> None:
+        other = with_other_classes(shipped)
+        assert other.probe is not None
+        found = measured(resnet20(), other)
+        assert (found.right, found.classes) == (None, 2), "its classifier knows neither of the two"
+        model = geninit.ghn_(resnet20(), pretrained=shipped).train()
+        read: list[Tensor] = []
+        model.fc.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        with torch.no_grad():
+            model(measuring.prepared(other.probe, shipped.config["input"], (3, 32, 32)))
+        near = nearest_mean(read[0], other.probe.labels, 2)
+        assert near is not None and found.near == pytest.approx(int(near.sum()), abs=1)
 
     def test_in_grey(self, shipped: WeightGenerator) -> None:
         model = resnet20()

@@ -10,6 +10,16 @@ from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.probe import Probe
 
 
+def with_other_classes(generator: WeightGenerator) -> WeightGenerator:
+    """Give a copy of ``generator``, which has a probe, the same one in two classes of its own."""
+    generator = copy.deepcopy(generator)
+    assert generator.probe is not None
+    names = ["even", "odd"]
+    generator.probe = Probe(generator.probe.images, generator.probe.labels % 2, tuple(names))
+    generator.config["probe_classes"] = names
+    return generator
+
+
 def with_probe(generator: WeightGenerator, images: int = 160, size: int = 32) -> WeightGenerator:
     """Give a copy of ``generator`` a probe of random pixels, of which nothing can be right but by chance."""
     generator = copy.deepcopy(generator)

@@ -1,4 +1,4 @@
-"""The probe: labelled training images in a hypernetwork's file, on which its predictions are measured."""
+"""The probe: labelled images in a hypernetwork's file, on which its predictions are measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch_geninit._utils.checks import expect
 
 IMAGES, LABELS = "probe.images", "probe.labels"
 """Names of the two tensors in a file."""
+CLASSES = "probe_classes"
+"""Entry of a config: names of the probe's classes, where they are not the generator's."""
 LEAST_IMAGES = 32
 """Fewer tell chance from a trained network too rarely."""
 MOST_IMAGES, MOST_BYTES = 4096, 1 << 24
@@ -25,10 +27,12 @@ class Probe(NamedTuple):
     Attributes:
         images: (N, C, H, W) uint8.
         labels: (N,) int64, below the number of classes.
+        classes: names of the probe's own classes; none where they are the generator's.
     """
 
     images: Tensor
     labels: Tensor
+    classes: tuple[str, ...] = ()
 
     @staticmethod
     def check_header(config: Mapping[str, Any], shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
@@ -49,7 +53,12 @@ class Probe(NamedTuple):
             text,
         )
         if not shapes:
+            expect(
+                CLASSES not in config, f"the config's {CLASSES}", "none without a probe", config.get(CLASSES)
+            )
             return
+        if CLASSES in config:
+            _check_names(config[CLASSES])
         expect(isinstance(text, str) and 0 < len(text) <= 200, "the config's probe", "a text of a line", text)
         expect(set(shapes) == {IMAGES, LABELS}, "the probe", f"{IMAGES} and {LABELS}", sorted(shapes))
         (kind, shape), labels = shapes[IMAGES], shapes[LABELS]
@@ -62,7 +71,11 @@ class Probe(NamedTuple):
         expect(labels == ("I64", shape[:1]), LABELS, f"int64 of shape {shape[:1]}", labels)
 
     def check(self, classes: int) -> None:
-        """Raise a ValueError if a label is no class, or a class comes twice before all others have come."""
+        """Raise a ValueError if a label is no class, or a class comes twice before all others have come.
+
+        ``classes`` is the generator's number, for a probe without classes of its own.
+        """
+        classes = len(self.classes) or classes
         low, high = (int(extent) for extent in self.labels.aminmax())
         expect(0 <= low <= high < classes, LABELS, f"classes from 0 to {classes - 1}", (low, high))
         for part in torch.split(self.labels, classes):
@@ -71,4 +84,14 @@ class Probe(NamedTuple):
 
     def first(self, count: int) -> Probe:
         """Return the first ``count`` images."""
-        return Probe(self.images[:count], self.labels[:count])
+        return Probe(self.images[:count], self.labels[:count], self.classes)
+
+
+def _check_names(names: Any) -> None:
+    named = isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
+    expect(
+        named and len(set(names)) == len(names),
+        f"the config's {CLASSES}",
+        "two or more different names",
+        names,
+    )

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torch_geninit._utils import strict_json
+from torch_geninit._utils.checks import expect
 from torch_geninit._utils.interrupts import never_while_switching
 from torch_geninit._utils.surroundings import undisturbed
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.generators.probe import IMAGES, LABELS, Probe
+from torch_geninit.generators.probe import CLASSES, IMAGES, LABELS, Probe
 from torch_geninit.hub.config import FORMAT_VERSION, KINDS, check_config
 from torch_geninit.hub.header import Header, HeaderError, TensorInfo, read_header
 
@@ -89,7 +90,7 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
 
 def _probe(path: Path, config: Mapping[str, Any], values: dict[str, Tensor]) -> Probe:
     """Take the probe out of ``values``."""
-    probe = Probe(values.pop(IMAGES), values.pop(LABELS))
+    probe = Probe(values.pop(IMAGES), values.pop(LABELS), tuple(config.get(CLASSES, ())))
     try:
         probe.check(len(config["classes"]))
     except ValueError as error:
@@ -155,6 +156,10 @@ def write(
     tensors = {}
     if generator.probe is not None:
         generator.probe.check(len(config["classes"]))
+        own = list(generator.probe.classes) or None
+        expect(
+            config.get(CLASSES) == own, f"the config's {CLASSES}", f"the probe's, {own}", config.get(CLASSES)
+        )
         tensors = {IMAGES: generator.probe.images.contiguous(), LABELS: generator.probe.labels.contiguous()}
     Probe.check_header(
         config, {name: (_INTEGERS.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}

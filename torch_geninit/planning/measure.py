@@ -46,7 +46,7 @@ def measure(
     """Run a private copy of ``model`` with what ``plan`` would write; or say why that can't be done.
 
     What the plan leaves keeps its values in the copy; a classifier is the generator's own, whatever becomes
-    of the model's. Nothing is written to the model.
+    of the model's. It is not counted where the probe has classes of its own. Nothing is written to the model.
     """
     probe, graph = plan.pretrained.probe, plan.architecture
     if probe is None:
@@ -70,9 +70,12 @@ def measure(
     images = prepared(probe.first(count), plan.pretrained.config["input"], size)
     try:
         with aside(), plan.pretrained.unhooked():
-            return _Run(plan, graph, model, example_inputs).measure(images, probe.labels[:count], size)
+            return _Run(plan, graph, model, example_inputs).measure(
+                images, probe.labels[:count], size, probe.classes
+            )
     except NotFiniteError:
-        return Measured(count, len(plan.pretrained.config["classes"]), size, 0, 0, 0, 0, {})
+        classes = len(probe.classes or plan.pretrained.config["classes"])
+        return Measured(count, classes, size, None if probe.classes else 0, 0, 0, 0, {})
     except _CannotRunError as error:
         return f"it could not be run on the probe ({error})"
 
@@ -150,17 +153,21 @@ class _Run:
             self.copy = Runnable(model)
             self.targets: Targets = plan.parameters.match(self.copy.module)
 
-    def measure(self, images: Tensor, labels: Tensor, size: tuple[int, ...]) -> Measured:
+    def measure(
+        self, images: Tensor, labels: Tensor, size: tuple[int, ...], others: tuple[str, ...]
+    ) -> Measured:
+        """Count right answers; by class means alone where the labels are of ``others`` than its own classes."""
+        classes = len(others) or self.classes
         self._fill(self.plan.pretrained.predict(self.plan, seed=None, noise_scale=0.0))
         heads = self._own_heads()
         statistics: dict[str, Tensor] = {}
         outputs, features = self._forward(images, heads, statistics)
-        near = nearest_mean(features, labels, self.classes)
+        near = nearest_mean(features, labels, classes)
         found = Measured(
             images=len(labels),
-            classes=self.classes,
+            classes=classes,
             size=size,
-            right=self._right(outputs, labels),
+            right=None if others else self._right(outputs, labels),
             near=None if near is None else int(near.sum()),
             gained=None,
             lost=None,
@@ -169,7 +176,7 @@ class _Run:
         if near is None or above_chance(found):
             return found
         self._fill(he(self.plan.generated))
-        usual = nearest_mean(self._forward(images, heads, {})[1], labels, self.classes)
+        usual = nearest_mean(self._forward(images, heads, {})[1], labels, classes)
         if usual is None:
             return found
         return found._replace(gained=int((near & ~usual).sum()), lost=int((usual & ~near).sum()))

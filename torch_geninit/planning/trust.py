@@ -42,6 +42,13 @@ class Measured(NamedTuple):
     statistics: Mapping[str, Tensor]
 
     @property
+    def usual(self) -> int | None:
+        """Images that the class means get right with He initialisation."""
+        if self.near is None or self.gained is None or self.lost is None:
+            return None
+        return self.near - self.gained + self.lost
+
+    @property
     def lift(self) -> float:
         """Share of the way from chance to no errors, by the better of the two measures."""
         chance = 1 / self.classes
@@ -56,11 +63,10 @@ class Measured(NamedTuple):
                 f"{_percent(self.right / self.images)} of {self.images} probe images right "
                 f"({_percent(low)} to {_percent(high)}), chance {_percent(1 / self.classes)}"
             )
-        if self.near is not None and self.gained is not None and self.lost is not None:
-            usual = self.near - self.gained + self.lost
+        if self.near is not None and self.usual is not None:
             parts.append(
                 f"nearest class mean {_percent(self.near / self.images)}, "
-                f"{_percent(usual / self.images)} with He initialisation"
+                f"{_percent(self.usual / self.images)} with He initialisation"
             )
         return "; ".join(parts) or f"nothing to count on {self.images} probe images"
 

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.exported import exported
+from tests.support.toy_generator import toy
+from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.hub import file, manifest
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.release import model_card, probe, reexport
@@ -52,6 +54,38 @@ class TestDraw:
     def test_too_few_images(self) -> None:
         with pytest.raises(ValueError, match="51 of each of 3 classes: '.' has 50 training images"):
             probe.draw(split(150), 160)
+
+
+class TestAdd:
+    @staticmethod
+    def generator(size: int = 4) -> WeightGenerator:
+        return toy(
+            classes=["cat", "dog"], input={"size": [3, size, size], "mean": [0.5] * 3, "std": [0.2] * 3}
+        )
+
+    def test_other_images_bring_their_classes(self, tmp_path: Path) -> None:
+        made = self.generator()
+        probe.add(made, split(), 33, source="three kinds of scenes")
+        file.write(made, tmp_path / "it.safetensors")
+        read = file.read(tmp_path / "it.safetensors")
+        assert read.probe is not None and read.probe.classes == CLASSES
+        assert read.config["probe"] == "33 images of three kinds of scenes, drawn with seed 0"
+
+    def test_training_images_again(self) -> None:
+        made = self.generator()
+        probe.add(made, split(), 33, source="scenes")
+        two = Split(split().images, torch.arange(300) % 2, (), (), ("cat", "dog"))
+        probe.add(made, two, 32)
+        assert made.probe is not None and made.probe.classes == ()
+        assert "probe_classes" not in made.config
+
+    def test_other_images_need_a_word(self) -> None:
+        with pytest.raises(ValueError, match="(?s)expected classes: .*cat.*Say in words what the images are"):
+            probe.add(self.generator(), split(), 33)
+
+    def test_of_the_generators_size(self) -> None:
+        with pytest.raises(ValueError, match=r"size:\n  expected: \[3, 8, 8\]\n  got: \[3, 4, 4\]"):
+            probe.add(self.generator(8), split(), 33, source="scenes")
 
 
 class TestReexport:

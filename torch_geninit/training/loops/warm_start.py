@@ -66,9 +66,9 @@ def warm_start_(generator: GraphHyperNetwork, trained: GraphHyperNetwork) -> Non
     """Give ``generator`` the weights of ``trained``, which may be smaller; both then make the same networks.
 
     Of other classes the classifier is not taken over. Parts that the start lacks keep their random weights,
-    as do kernel positions that it lacks and mixed channels, which nothing reads at first. Folded templates are unfolded. Decoder columns that read noise are
-    drawn from N(0, NOISE_START^2 / noise): two equal draws are a stationary point of the diversity loss, so
-    the start must be loud enough to leave it.
+    as do kernel positions that it lacks and mixed channels, which nothing reads at first. Folded templates
+    are unfolded. Decoder columns that read noise are drawn from N(0, NOISE_START^2 / noise): two equal draws
+    are a stationary point of the diversity loss, so the start must be loud enough to leave it.
 
     Raises:
         ValueError: if a tensor of the start has no place in the generator.

@@ -121,6 +121,8 @@ def from_run(
     kernel_scale: float | None = None,
     mirror: bool = False,
     probe: int | None = None,
+    probe_data: str | Path | None = None,
+    probe_source: str | None = None,
 ) -> WeightGenerator:
     """Return the generator of a training run's last checkpoint, its config completed.
 
@@ -131,6 +133,8 @@ def from_run(
         kernel_scale: factor on the convolution kernels that only norms read, for a graph hypernetwork.
         mirror: let odd seeds of a noise hypernetwork draw mirrored kernels.
         probe: images in the probe of a hypernetwork, if not the usual number.
+        probe_data: prepared data file of the probe's images, where those of training may not be given away.
+        probe_source: what these are, in words.
 
     Raises:
         ValueError: if the folder holds no checkpoint, or none of a noise hypernetwork that ``mirror`` suits.
@@ -171,7 +175,7 @@ def from_run(
     hypernetwork = GraphHyperNetwork(config)
     hypernetwork.load_state_dict(state["average"])
     made = narrowed(folded(trimmed(hypernetwork, seen)), seen[:: max(1, len(seen) // STATES_FROM)])
-    probes.add(made, images, probe)
+    probes.add(made, images if probe_data is None else load(probe_data, "train"), probe, source=probe_source)
     return made
 
 
@@ -262,6 +266,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe", type=at_least(1), help="training images in the file; by default 160 for ten classes"
     )
+    parser.add_argument(
+        "--probe-data", help="prepared data file of the probe, where training images may not be given away"
+    )
+    parser.add_argument("--probe-source", help="what the images of --probe-data are, in words")
     record = parser.add_argument_group("for the manifest")
     record.add_argument("--training-data", help="what it was trained on, in words")
     record.add_argument("--architectures", help="that training saw, in words")
@@ -274,6 +282,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype)
+    if (arguments.probe_data is None) != (arguments.probe_source is None):
+        raise SystemExit("--probe-data and --probe-source belong together: images, and what they are")
     generator = from_run(
         arguments.run,
         arguments.data,
@@ -281,6 +291,8 @@ def main(arguments: argparse.Namespace) -> None:
         kernel_scale=arguments.kernel_scale,
         mirror=arguments.mirror,
         probe=arguments.probe,
+        probe_data=arguments.probe_data,
+        probe_source=arguments.probe_source,
     )
     stored = _stored(arguments.run)
     if arguments.output is not None:

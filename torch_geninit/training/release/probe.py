@@ -1,11 +1,11 @@
-"""The probe of a hypernetwork that is exported: labelled training images, drawn with a seed."""
+"""The probe of a hypernetwork that is exported: labelled images, drawn with a seed."""
 
 from __future__ import annotations
 
 import torch
 
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.generators.probe import Probe
+from torch_geninit.generators.probe import CLASSES, Probe
 from torch_geninit.training.data.images import Split
 
 IMAGES = 160
@@ -44,20 +44,43 @@ def draw(train: Split, images: int | None = None, seed: int = SEED) -> Probe:
     return Probe(train.images[chosen], train.labels[chosen])
 
 
-def add(generator: WeightGenerator, train: Split, images: int | None = None, seed: int = SEED) -> None:
+def add(
+    generator: WeightGenerator,
+    train: Split,
+    images: int | None = None,
+    seed: int = SEED,
+    source: str | None = None,
+) -> None:
     """Give ``generator`` a probe, and its config the words for it.
 
+    Args:
+        generator: gets the probe.
+        train: what it was trained on; or any labelled images, where those may not be given away.
+        images: as in :func:`draw`.
+        seed: of the draw.
+        source: what the images are, in words, if the generator was not trained on them. Their classes are
+            then the probe's own.
+
     Raises:
-        ValueError: if it was trained on other classes or images of another size, or a class has too few.
+        ValueError: if the images are of another size, or of other classes without a ``source``, or a class
+            has too few.
     """
     config = generator.config
-    for what, expected, got in (
-        ("classes", list(config["classes"]), list(train.classes)),
-        ("images", list(config["input"]["size"]), list(train.images.shape[1:])),
-    ):
-        if expected != got:
-            raise ValueError(
-                f"a probe is of the training images:\n  expected {what}: {expected}\n  got: {got}"
-            )
-    generator.probe = draw(train, images, seed)
-    config["probe"] = f"{len(generator.probe.labels)} images of the training split, drawn with seed {seed}"
+    size, classes = list(config["input"]["size"]), list(train.classes)
+    if source is None and list(config["classes"]) != classes:
+        raise ValueError(
+            f"a probe is of the training images:\n  expected classes: {list(config['classes'])}\n"
+            f"  got: {classes}\nSay in words what the images are (--probe-source), if they are others"
+        )
+    if size != list(train.images.shape[1:]):
+        raise ValueError(
+            f"a probe has images of the training images' size:\n  expected: {size}\n"
+            f"  got: {list(train.images.shape[1:])}"
+        )
+    drawn = draw(train, images, seed)
+    words = f"{len(drawn.labels)} images of {source or 'the training split'}, drawn with seed {seed}"
+    config.pop(CLASSES, None)
+    if source is not None:
+        drawn = drawn._replace(classes=tuple(classes))
+        config[CLASSES] = classes
+    generator.probe, config["probe"] = drawn, words
