@@ -156,7 +156,7 @@ class _Run:
     def measure(
         self, images: Tensor, labels: Tensor, size: tuple[int, ...], others: tuple[str, ...]
     ) -> Measured:
-        """Count right answers; by class means alone where the labels are of ``others``, not its own classes."""
+        """Count right answers, by class means alone where the labels are of ``others``, not its classes."""
         classes = len(others) or self.classes
         self._fill(self.plan.pretrained.predict(self.plan, seed=None, noise_scale=0.0))
         heads = self._own_heads()
