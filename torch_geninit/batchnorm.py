@@ -57,7 +57,7 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
 
     Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
-        >>> model = recalibrate_bn_(model, [torch.rand(64, 3, 32, 32) for _ in range(4)])
+        >>> model = geninit.recalibrate_bn_(model, [torch.rand(64, 3, 32, 32) for _ in range(4)])
         >>> int(model[1].num_batches_tracked)
         4
     """

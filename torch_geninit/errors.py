@@ -14,11 +14,28 @@ _PASSED = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 
 
 class GenInitWarning(UserWarning):
-    """Something was left as it was, or came out as one may not expect, though nobody asked for that."""
+    """Something was left as it was, or came out as one may not expect, though nobody asked for that.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     model = geninit.vae_(torch.nn.Linear(3, 4))
+        >>> caught[0].category.__name__
+        'GenInitWarning'
+    """
 
 
 class StrictError(ValueError):
-    """Some parameters would be left as they are, and the caller asked for an error then."""
+    """Some parameters would be left as they are, and the caller asked for an error then.
+
+    Examples:
+        >>> layer = torch.nn.Conv2d(16, 16, 9)
+        >>> try:
+        ...     geninit.vae_(layer, strict=True)
+        ... except geninit.StrictError:
+        ...     layer.reset_parameters()  # no VAE was trained on 9x9 kernels
+    """
 
 
 def warn_caller(message: str) -> None:

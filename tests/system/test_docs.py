@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import torch_geninit
 
@@ -39,8 +41,22 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples(name: str) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    module = importlib.import_module(name)
+    names = {"torch": torch, "geninit": torch_geninit}
+    failed, _ = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in torch_geninit.__all__ if name != "__version__"])
+def test_every_public_name_has_an_example_that_runs(name: str) -> None:
+    public = getattr(torch_geninit, name)
+    text = inspect.getdoc(public)
+    assert text, f"{name} has no docstring"
+    assert text != inspect.getdoc(getattr(public, "__base__", None)), f"{name} has its base class's docstring"
+    assert re.search(r"^Examples:$", text, re.MULTILINE), f"{name} has no section Examples"
+    examples = doctest.DocTestParser().get_examples(text)
+    assert examples, f"{name} has no example"
+    assert not [e.source for e in examples if e.options.get(doctest.SKIP)], f"an example of {name} isn't run"
 
 
 @pytest.mark.parametrize(

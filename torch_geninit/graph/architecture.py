@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from torch_geninit._utils import strict_json
+from torch_geninit._utils.tables import Table
 from torch_geninit.graph.vocabulary import PRIMITIVES, VERSION
 
 Shape = tuple[int, ...]
 
 PER_DIMENSION = frozenset(("kernel_size", "stride", "padding", "dilation"))
 """Attributes with a number for each spatial dimension; all others are one number."""
+WIDEST = 110
+"""Longest note that a graph prints; ``notes`` has all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +64,32 @@ class Node:
         return default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Architecture:
     """A network as a directed acyclic graph of primitive operations.
+
+    It prints as a count of its operations; ``table`` has every node.
 
     Attributes:
         nodes: in topological order; the first is ``input`` (one node for each input), the last ``output``.
         edges: (source, target) node indices with source < target, sorted, without repetition.
         vocabulary: version of the vocabulary that named the primitives.
+        notes: what the tracer had to assume, in words; two graphs that differ in notes alone are equal.
+
+    Examples:
+        >>> architecture = geninit.trace(torch.nn.Linear(4, 2), torch.zeros(1, 4))
+        >>> architecture
+        Architecture: 3 nodes, 2 edges, 2 parameters (10 numbers)
+        <BLANKLINE>
+        operation  nodes  parameters
+        ---------  -----  ----------
+        input          1           0
+        linear         1           2
+        output         1           0
+        <BLANKLINE>
+        every node: table(); as JSON: to_json()
+        >>> [node.op for node in architecture.nodes]
+        ['input', 'linear', 'output']
     """
 
     nodes: tuple[Node, ...]
@@ -90,6 +114,56 @@ class Architecture:
         ]
         text = json.dumps([self.vocabulary, anonymous, self.edges], separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def table(self) -> Table:
+        """Return every node as a table: operation, output shape, parameters with shapes, nodes it reads.
+
+        It prints as aligned text, and a notebook shows it as HTML; ``repr`` counts the operations.
+        """
+        sources: dict[int, list[str]] = defaultdict(list)
+        for source, target in self.edges:
+            sources[target].append(str(source))
+        rows = [
+            (
+                str(index),
+                node.op,
+                _times(node.shape),
+                ", ".join(sources[index]),
+                ", ".join(f"{use.name} {_times(use.shape)}" for use in node.parameters),
+            )
+            for index, node in enumerate(self.nodes)
+        ]
+        header = ("node", "operation", "output", "reads", "parameters")
+        return Table(header, rows, numbers=(0,), above=[self._counted, *self.notes])
+
+    @property
+    def _counted(self) -> str:
+        numbers = sum(math.prod(use.shape) for _, use in self.uses.values())
+        return (
+            f"Architecture: {len(self.nodes)} nodes, {len(self.edges)} edges, "
+            f"{len(self.uses)} parameters ({numbers:,} numbers)"
+        )
+
+    def _short(self) -> Table:
+        """Count the operations, the commonest first, and the parameters that each kind reads."""
+        nodes = Counter(node.op for node in self.nodes)
+        names: dict[str, set[str]] = defaultdict(set)
+        for node in self.nodes:
+            names[node.op].update(use.name for use in node.parameters)
+        rows = [(op, str(count), str(len(names[op]))) for op, count in nodes.most_common()]
+        return Table(
+            ("operation", "nodes", "parameters"),
+            rows,
+            numbers=(1, 2),
+            above=[self._counted, *(textwrap.shorten(note, WIDEST, placeholder=" …") for note in self.notes)],
+            below=["every node: table(); as JSON: to_json()"],
+        )
+
+    def __repr__(self) -> str:
+        return str(self._short())
+
+    def _repr_html_(self) -> str | None:
+        return self._short()._repr_html_()
 
     def to_json(self) -> str:
         """Serialise; ``from_json`` gives an equal architecture back."""
@@ -188,6 +262,10 @@ def _problem(node: Node) -> str | None:
     if any(a >= b for (a, _), (b, _) in pairwise(node.attributes)):
         return "attributes that are not sorted, or not different"
     return None
+
+
+def _times(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _sizes(values: Shape) -> bool:

@@ -55,10 +55,11 @@ class Drawing(Architecture):
         routes: parameter -> route and reason, as ``("kept", "frozen (requires_grad=False)")``.
         title: what it is.
 
-    Example:
-        >>> from torch_geninit.graph.tracer.trace import trace
-        >>> architecture = trace(torch.nn.Linear(2, 3))                          # doctest: +SKIP
-        >>> Path("net.svg").write_text(Drawing.of(architecture).svg())           # doctest: +SKIP
+    Examples:
+        >>> drawing = Drawing.of(geninit.trace(torch.nn.Linear(2, 3)))
+        >>> drawing.dot().startswith("digraph")
+        True
+        >>> Path("net.svg").write_text(drawing.svg())                            # doctest: +SKIP
     """
 
     routes: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
@@ -106,6 +107,9 @@ class Drawing(Architecture):
         """
         picture: str = _program().pipe_string("dot", "svg", self.dot(), encoding="utf-8")
         return picture
+
+    def _repr_html_(self) -> None:
+        """Leave notebooks no table: they would show it instead of the picture."""
 
     def _repr_svg_(self) -> str | None:
         try:

@@ -24,7 +24,15 @@ _digests: dict[tuple[str, int, int, int, int], str] = {}
 
 
 class HubError(OSError):
-    """A pretrained generator could not be loaded; the message says which, where we looked, and what to do."""
+    """A pretrained generator could not be loaded; the message says which, where we looked, and what to do.
+
+    Examples:
+        >>> try:
+        ...     geninit.load("ghn-cifar")
+        ... except geninit.HubError as error:
+        ...     print(error.args[0].partition("?")[0])
+        there is no pretrained generator 'ghn-cifar'. Did you mean 'ghn-cifar10'
+    """
 
 
 @dataclass(frozen=True, slots=True)

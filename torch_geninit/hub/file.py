@@ -44,7 +44,15 @@ _DTYPES = {**_FLOATS, **{name: dtype for dtype, name in _INTEGERS.items()}}
 
 
 class GeneratorFileError(ValueError):
-    """A generator file that can't be used; the message names the file, what is wrong and what to do."""
+    """A generator file that can't be used; the message names the file, what is wrong and what to do.
+
+    Examples:
+        >>> try:
+        ...     geninit.load("damaged.safetensors")
+        ... except geninit.GeneratorFileError as error:
+        ...     print(str(error).partition(":")[0])
+        damaged.safetensors can't be read as a generator
+    """
 
 
 @undisturbed()
@@ -62,7 +70,8 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
             torch-geninit, or holds values that are not finite.
 
     Examples:
-        >>> generator = read("my-generator.safetensors")  # doctest: +SKIP
+        >>> from torch_geninit.hub import manifest
+        >>> generator = read(manifest.SHIPPED / "vae-cifar10.safetensors")
     """
     path = Path(path)
     with _readable(path) as (file, header):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch_geninit._utils.tables import Table
@@ -34,6 +35,8 @@ _OUTLINES: memo.Memo[WeightGenerator] = memo.Memo(32, memo.mark)
 
 AUTO = "auto"
 """Stands for whichever generator of an initialiser's own kind serves the model best."""
+WIDEST = 70
+"""Longest description of training data in the table; records have all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,13 @@ class PretrainedList(list[Pretrained]):
 
     def _table(self) -> Table:
         rows = [
-            (entry.name, entry.kind, f"{entry.size / 1e6:.2f}", entry.where, entry.record.training_data)
+            (
+                entry.name,
+                entry.kind,
+                f"{entry.size / 1e6:.2f}",
+                entry.where,
+                shorten(entry.record.training_data, WIDEST, placeholder=" …"),
+            )
             for entry in self
         ]
         return Table(("name", "kind", "MB", "file", "trained on"), rows, numbers=(2,))
@@ -97,8 +106,8 @@ def list_pretrained(*, cache_dir: str | os.PathLike[str] | None = None) -> Pretr
         A list of ``Pretrained`` that prints as a table.
 
     Examples:
-        >>> for entry in list_pretrained():
-        ...     print(entry.name, entry.where, entry.numbers)  # doctest: +SKIP
+        >>> [entry.name for entry in geninit.list_pretrained() if entry.kind == "vae"]
+        ['vae-cifar10']
     """
     found = PretrainedList()
     for record in manifest.read():
@@ -143,8 +152,9 @@ def load(
         ValueError: if ``revision`` is given with anything but a repository, or is no commit.
 
     Examples:
-        >>> generator = load("ghn-cifar10")  # doctest: +SKIP
-        >>> models = [ghn_(make(), pretrained=generator) for make in makers]  # doctest: +SKIP
+        >>> generator = geninit.load("vae-cifar10")
+        >>> layers = [torch.nn.Conv2d(16, 16, 3) for _ in range(3)]
+        >>> layers = [geninit.vae_(layer, pretrained=generator, seed=i) for i, layer in enumerate(layers)]
     """
     return resolve(name_or_path, HubOptions(revision, cache_dir, local_files_only, token))
 

@@ -58,10 +58,21 @@ class Plan(Request):
         candidates: every generator that ``"auto"`` asked, with what it measured or why it was not run.
 
     Examples:
-        >>> plan = geninit.plan(model)                    # doctest: +SKIP
-        >>> plan                                          # doctest: +SKIP
-        >>> plan["layer1.0.conv1.weight"].route           # doctest: +SKIP
-        >>> model.apply(plan.predict().write_)            # doctest: +SKIP
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
+        >>> plan = geninit.plan(model, "vae")
+        >>> plan
+        vae_ on Sequential: 2 generated (792 numbers), 2 kept (16 numbers)
+        vae-cifar10: trusted, slices are drawn layer by layer, whatever the network around them
+        <BLANKLINE>
+        parameter  shape    route      He std  source or reason
+        ---------  -------  ---------  ------  ------------------------------------------------------
+        0.weight   8x3x3x3  generated  0.272   vae-cifar10
+        0.bias     8        kept               vae_ draws the weights of torch.nn's convolutions only
+        1.weight   8x8x3x3  generated  0.167   vae-cifar10
+        1.bias     8        kept               vae_ draws the weights of torch.nn's convolutions only
+        >>> plan["0.bias"].route.value
+        'kept'
+        >>> layer = plan.predict(seed=0).write_(model[1])
     """
 
     method: Method

@@ -45,7 +45,15 @@ _TRACE_FIRST = (
 
 
 class TraceError(RuntimeError):
-    """A model could not be run to see its architecture."""
+    """A model could not be run to see its architecture.
+
+    Examples:
+        >>> try:
+        ...     geninit.trace(torch.nn.Linear(3, 4), torch.zeros(2, 5))
+        ... except geninit.TraceError as error:
+        ...     print(str(error).splitlines()[-1])
+        check example_inputs=
+    """
 
 
 def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
@@ -74,9 +82,9 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Architecture:
         RuntimeError: inside of a function that torch.compile compiles.
         TypeError: if ``model`` is not a module.
 
-    Example::
-
-        >>> architecture = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.empty(1, 3, 8, 8))
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> architecture = geninit.trace(model, torch.empty(1, 3, 8, 8))
         >>> [node.op for node in architecture.nodes]
         ['input', 'conv', 'relu', 'output']
     """
