@@ -30,7 +30,7 @@ FLOORS = [
     {"__init__"},
     {"training.arguments", "training.metrics", "training.operators"},
     {"training.networks", "training.runs"},
-    {"training.data"},
+    {"training.data", "training.controls"},
     {"training.loops"},
     {"training.evaluate"},
     {"training.release", "training.report"},

@@ -1,0 +1,1 @@
+"""Initialisations of other authors, for evaluation only: what generators are compared with."""
