@@ -34,6 +34,10 @@ COMMANDS = {
         "evaluate.first_epoch",
         "train unseen networks for an epoch, generated and with He initialisation",
     ),
+    "transfer": (
+        "evaluate.transfer",
+        "train well-known networks on other images, from He initialisation, generators and controls",
+    ),
     "coverage": ("report.coverage", "try a generator on the models of torchvision, timm or transformers"),
     "benchmark": ("report.benchmark", "time the initialisers beside torch's own initialisation"),
     "export": (

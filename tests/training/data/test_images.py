@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 from PIL import Image
 
 from torch_geninit.training.data import images
-from torch_geninit.training.data.images import flip_and_crop, load, prepare
+from torch_geninit.training.data.images import Split, flip_and_crop, load, prepare
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +104,25 @@ def test_images_to_learn_nothing_from_are_refused(
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path, tmp_path / "data.safetensors", size=8)
     assert not (tmp_path / "data.safetensors").exists()
+
+
+def test_a_share_of_each_class_is_drawn_by_the_generator_in_the_order_of_the_split() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 3)
+    pixels = torch.arange(63, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    split = Split(pixels, labels, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"))
+    one, again, other = (split.stratified(0.1, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert one.labels.bincount().tolist() == [4, 2, 1]  # never none of a class
+    numbers = one.images[:, 0, 0, 0].tolist()
+    assert numbers == sorted(set(numbers)) and torch.equal(labels[numbers], one.labels)
+    assert torch.equal(one.images, again.images) and not torch.equal(one.images, other.images)
+
+
+def test_resized_images_average_and_keep_labels() -> None:
+    checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 200
+    split = Split(
+        checks.to(torch.uint8).expand(5, 3, 8, 8), torch.arange(5), (0.5,) * 3, (0.5,) * 3, ("a",) * 5
+    )
+    small = split.resized(4)
+    assert small.images.shape == (5, 3, 4, 4) and small.images.dtype == torch.uint8
+    assert (small.images[:, :, 1:3, 1:3].float() - 100).abs().max() <= 1
+    assert torch.equal(small.labels, split.labels) and split.resized(8) is split

@@ -64,3 +64,15 @@ def test_images_that_do_not_fill_a_batch_are_refused() -> None:
     recipe = Recipe([Phase(8, 1)], batch_size=64)
     with pytest.raises(ValueError, match="48 training images don't fill a batch of 64"):
         train_classifier(ResNet((1, 1), (4, 8), 2), colours(48), recipe, seed=0)
+
+
+def test_adamw_makes_its_first_step_by_the_law() -> None:
+    """The first step goes by the gradient's sign, whatever its size; weights decay apart from it."""
+    layer = nn.Linear(4, 3)
+    before = layer.weight.detach().clone()
+    layer.weight.grad = 7 * torch.randn_like(layer.weight)
+    layer.bias.grad = torch.randn_like(layer.bias)
+    recipe = Recipe([Phase(8, 1)], lr=0.01, weight_decay=0.1, optimizer="adamw")
+    KernelOptimizer(layer, recipe).step()
+    expected = before * (1 - 0.01 * 0.1) - 0.01 * layer.weight.grad.sign()
+    torch.testing.assert_close(layer.weight.detach(), expected, atol=1e-6, rtol=0)

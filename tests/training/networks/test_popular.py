@@ -28,7 +28,7 @@ from torch_geninit.training.networks.mobilenet import (
     mobilenet_v2,
     scaled,
 )
-from torch_geninit.training.networks.popular import SAMPLERS
+from torch_geninit.training.networks.popular import FULL_SIZE, SAMPLERS
 from torch_geninit.training.networks.search_space import multiplications
 from torch_geninit.training.networks.shufflenet import ShuffleNetV2
 from torch_geninit.training.networks.specification import Specification
@@ -151,6 +151,15 @@ def test_reserved_networks_are_torchvisions(
     ours: Callable[[int, int], nn.Module], theirs: Callable[..., nn.Module]
 ) -> None:
     check_torchvisions(ours, theirs)
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_networks_of_full_size_are_reserved_and_as_large_as_torchvisions(name: str) -> None:
+    with torch.device("meta"):
+        ours, theirs = FULL_SIZE[name].build(1000, 224), getattr(torchvision.models, name)()
+    shapes = [sorted(tuple(p.shape) for p in model.parameters()) for model in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    assert FULL_SIZE[name].reserved
 
 
 @pytest.mark.full

@@ -51,6 +51,26 @@ class Split:
         count = min(count, len(self))
         return self.subset(torch.arange(count) * len(self) // count)
 
+    def stratified(self, share: float, generator: torch.Generator) -> Split:
+        """Return a random ``share`` of each class, at least one image of each, in the same order."""
+        chosen = []
+        for label in self.labels.unique().tolist():
+            own = (self.labels == label).nonzero()[:, 0].cpu()
+            count = max(1, round(share * len(own)))
+            chosen.append(own[torch.randperm(len(own), generator=generator)[:count]])
+        return self.subset(torch.cat(chosen).sort().values.to(self.labels.device))
+
+    def resized(self, size: int) -> Split:
+        """Return the images at ``size`` x ``size`` pixels, averaging what is thrown away."""
+        if self.images.shape[-1] == size:
+            return self
+        parts = [
+            F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+            for part in self.images.split(500)
+        ]
+        images = torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+        return Split(images, self.labels, self.mean, self.std, self.classes)
+
     def batches(self, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised batches in order, the last one possibly smaller."""
         for start in range(0, len(self), batch_size):

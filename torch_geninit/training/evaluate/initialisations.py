@@ -19,6 +19,7 @@ from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.evaluate import plots
 from torch_geninit.training.evaluate.initialise import fill_
 from torch_geninit.training.evaluate.paired_stats import Lead, best_rate, mean_and_deviation
+from torch_geninit.training.evaluate.rate_search import Search, search_rates
 from torch_geninit.training.loops.classifier import Phase, Recipe, score, train_classifier
 from torch_geninit.training.networks.resnet import ResNet, he_, xavier_
 from torch_geninit.training.runs import fingerprint
@@ -152,7 +153,6 @@ def compare(
             f"initialisations {', '.join(initialisations)}: expected different names, of files without folder"
         )
     train, validation, test = splits
-    first = {f"lr{lr:g}/{seeds[0]}": (lr, seeds[0]) for lr in rates}
 
     def queue_of(name: str) -> TaskQueue:
         chosen = names[name]
@@ -167,31 +167,19 @@ def compare(
 
         return trained
 
-    queues = {name: queue_of(name) for name in names}
-    for name, queue in queues.items():
-        queue.begin(first, trained_from(name))
-    best, tasks, unrated = {}, {}, list(names)
-    while unrated:
-        # Another process is waited for only when no initialisation has anything left to begin.
-        rated_now = [n for n in unrated if len(rates) == 1 or len(queues[n].of(first)) == len(first)]
-        for name in rated_now or unrated[:1]:
-            if len(rates) == 1:  # nothing to wait for
-                best[name] = rates[0]
-            else:
-                rated = queues[name].complete(first, trained_from(name))
-                best[name] = best_rate({record["lr"]: record["validation"][-1] for record in rated})
-            tasks[name] = first | {f"lr{best[name]:g}/{seed}": (best[name], seed) for seed in seeds}
-            queues[name].begin(tasks[name], trained_from(name))
-            unrated.remove(name)
-    for name, queue in queues.items():
-        completed = queue.complete(tasks[name], trained_from(name))
-        for key, record in zip(tasks[name], completed, strict=True):
+    def chosen(rated: Sequence[dict[str, Any]]) -> list[float]:
+        return [best_rate({record["lr"]: record["validation"][-1] for record in rated})]
+
+    searches = {name: Search(queue_of(name), rates, trained_from(name), chosen) for name in names}
+    search_rates(list(searches.values()), seeds)
+    for name, search in searches.items():
+        for key, record in search.complete().items():
             record["initialisation"] = names[name]  # the same file may have been named otherwise
-            if record["lr"] == best[name] and "test" not in record:
+            if record["lr"] in search.chosen and "test" not in record:
                 model = ResNet(course.blocks, num_classes=len(test.classes))
                 load_(model, folder / name / f"{key}.safetensors")
                 record["test"] = score(model, test).accuracy
-                queue.amend(key, record)
+                search.queue.amend(key, record)
             yield record
 
 

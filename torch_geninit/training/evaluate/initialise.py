@@ -36,13 +36,14 @@ def fill_(
         pretrained: generator, name, file or ``"auto"``.
         seed: of what is drawn; a plain GHN draws nothing.
         noise_scale: of a noise GHN.
-        options: of the method; VAEs take neither ``example_inputs`` nor ``head`` and get none.
+        options: of the method; VAEs take no ``example_inputs``, ``head`` or ``untrusted`` and get none.
     """
     if pretrained != registry.AUTO:
         pretrained = geninit.load(pretrained)
     method = _method(pretrained)
     if method == "vae":
-        options = {key: value for key, value in options.items() if key not in ("example_inputs", "head")}
+        foreign = ("example_inputs", "head", "untrusted")
+        options = {key: value for key, value in options.items() if key not in foreign}
         return geninit.vae_(model, pretrained=pretrained, seed=seed, **options)
     if method == "noise_ghn":
         return geninit.noise_ghn_(model, seed, pretrained=pretrained, noise_scale=noise_scale, **options)

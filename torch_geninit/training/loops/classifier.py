@@ -29,9 +29,9 @@ class Recipe:
     The rate rises linearly over ``warmup`` of all steps, then falls linearly to 0.
 
     Attributes:
-        optimizer: ``"sgd"`` with Nesterov momentum, or ``"muon"``: orthogonalised momentum for convolution
-            kernels but depthwise ones (``lr`` is theirs) beside SGD at 0.1 for the rest, which learns more
-            from each image.
+        optimizer: ``"sgd"`` with Nesterov momentum; ``"adamw"``, whose first beta is ``momentum``; or
+            ``"muon"``: orthogonalised momentum for convolution kernels but depthwise ones (``lr`` is theirs)
+            beside SGD at 0.1 for the rest, which learns more from each image.
         augment, shift: what :meth:`Split.shuffled_batches` does to images; pixels of the whole image.
         amp: autocast to bfloat16, twice as fast on GPUs and on CPUs with bfloat16 instructions.
     """
@@ -44,7 +44,7 @@ class Recipe:
     warmup: float = 0.2
     augment: Augment = "flip-crop"
     shift: int = 4
-    optimizer: Literal["sgd", "muon"] = "sgd"
+    optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
     amp: bool = False
 
     @property
@@ -167,7 +167,7 @@ def train_classifier(
 
 
 class KernelOptimizer:
-    """The optimizers of a recipe behind one face: Muon on kernels if asked for, SGD on the rest."""
+    """The optimizers of a recipe behind one face: AdamW, or SGD, with Muon on kernels if asked for."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         parameters = list(model.parameters())
@@ -178,14 +178,18 @@ class KernelOptimizer:
         # torch's Muon takes matrices only; these share the kernels' storage.
         self.matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in self.kernels]
         special = {id(p) for p in self.kernels}
-        sgd = torch.optim.SGD(
-            [p for p in parameters if id(p) not in special],
-            0.1 if self.kernels else recipe.lr,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0,
-        )
-        self.optimizers: list[torch.optim.Optimizer] = [sgd]
+        rest = [p for p in parameters if id(p) not in special]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, recipe.lr, (recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+            if recipe.optimizer == "adamw"
+            else torch.optim.SGD(
+                rest,
+                0.1 if self.kernels else recipe.lr,
+                recipe.momentum,
+                weight_decay=recipe.weight_decay,
+                nesterov=recipe.momentum > 0,
+            )
+        ]
         if self.kernels:
             muon = torch.optim.Muon(self.matrices, recipe.lr, weight_decay=0.0, momentum=recipe.momentum)
             self.optimizers.append(muon)

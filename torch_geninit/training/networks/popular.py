@@ -54,3 +54,13 @@ REFERENCES: Mapping[str, Specification] = MappingProxyType(
     }
 )
 """Networks that everyone knows and training never sees, "/ 2" at half their width: for validation."""
+
+FULL_SIZE: Mapping[str, Specification] = MappingProxyType(
+    {
+        "resnet50": residual.resnet50(64),
+        "vgg11_bn": vgg.VGG(vgg.TABLE_1[11], vgg.PAPER_WIDTHS, grid=7, hidden=(4096, 4096), dropout=0.5),
+        "densenet121": densenet.DenseNet(densenet.DENSENET_121, 32, 64),
+        "convnext_tiny": convnext.ConvNeXt(convnext.TINY, (96, 192, 384, 768)),
+    }
+)
+"""Those at torchvision's own width that :data:`REFERENCES` has at half of it; training never sees these."""
