@@ -169,9 +169,27 @@ class TestUnmeasured:
     def test_too_dear(self, shipped: WeightGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
         each = cost(geninit.trace(resnet20()))
         monkeypatch.setattr(measuring, "BUDGET", 33 * each)
+        monkeypatch.setattr(measuring, "MOST", 33 * each)
         assert measured(resnet20(), shipped).images == 33
-        monkeypatch.setattr(measuring, "BUDGET", 31 * each)
-        assert "more than the verdict may cost" in self.reason(resnet20(), shipped)
+        monkeypatch.setattr(measuring, "BUDGET", 20 * each)
+        assert measured(resnet20(), shipped).images == 32, "never fewer"
+        monkeypatch.setattr(measuring, "MOST", 31 * each)
+        why = self.reason(resnet20(), shipped)
+        assert f"at 3 x 32 x 32 an image takes {each:.2g} multiplications, too many to try it" in why
+
+    def test_too_dear_at_its_size_is_tried_on_images_of_their_own(
+        self, shipped: WeightGenerator, usual: Measured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(measuring, "BUDGET", 161 * cost(geninit.trace(resnet20())))
+        monkeypatch.setattr(measuring, "MOST", 0.0)
+        large = torch.zeros(1, 3, 128, 128)
+        found = measured(resnet20(), shipped, example_inputs=large)
+        assert (found.size, found.images) == ((3, 32, 32), 160) and found.right == pytest.approx(
+            usual.right, abs=8
+        )
+        fixed = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 128 * 128, 10))
+        monkeypatch.setattr(measuring, "BUDGET", 3 * cost(geninit.trace(fixed, large)))
+        assert "at 3 x 128 x 128 an image takes" in self.reason(fixed, shipped, example_inputs=large)
 
     def test_can_not_be_run(self, ghn: WeightGenerator) -> None:
         model = Failing(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10))

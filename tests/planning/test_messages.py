@@ -13,7 +13,7 @@ import torch_geninit as geninit
 from tests.support.contract import Net, Verb, fresh, same, values
 from tests.support.probes import with_probe
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.planning import messages
+from torch_geninit.planning import measure, messages
 
 Generators = Callable[[str], WeightGenerator]
 
@@ -53,6 +53,17 @@ def test_a_model_of_which_everything_is_left_out_is_told_so_in_one_line(verb: Ve
     model.blocks.requires_grad_(False)
     (line,) = said(lambda: verb(model, exclude=["stem.*", "head.*"]))
     assert "6 x frozen (requires_grad=False) (first: blocks.0.conv.weight); 4 x excluded" in line
+
+
+def test_what_could_not_be_tried_is_told_in_a_line(
+    ghn: WeightGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "BUDGET", 1.0)
+    monkeypatch.setattr(measure, "MOST", 1.0)
+    (line,) = said(lambda: geninit.ghn_(fresh(), pretrained=with_probe(ghn)))
+    assert "fills 10 of 10 parameters of Net unmeasured, judged by its layers alone: at 3 x 32 x 32" in line
+    assert "example_inputs=" in line and "recalibrate_bn_" in line and "\n" not in line
+    assert said(lambda: geninit.ghn_(fresh(), pretrained=ghn)) == [], "a generator without a probe can't"
 
 
 def test_a_part_that_is_kept_while_others_are_filled_is_not_mentioned(verb: Verb) -> None:

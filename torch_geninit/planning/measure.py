@@ -32,10 +32,13 @@ from torch_geninit.parameters.write import Assignment, write
 from torch_geninit.planning.plan import Plan
 from torch_geninit.planning.trust import Measured, above_chance
 
-BUDGET = 40e9
-"""Multiplications of all images together: about two seconds on a core, and twice where He is run as well."""
+BUDGET, MOST = 40e9, 70e9
+"""Multiplications of all images together, and where the fewest images need more: 1 to 2 s on a core,
+twice that where He is run as well."""
 PER_VALUE = 60
 """Multiplications that take as long as to write and read a value: of norms, activations, depthwise layers."""
+ON_META = "the model has no values, on the meta device"
+"""Why nothing was measured of a model that is planned before it has memory."""
 TABLE_STD = 0.02
 """Usual standard deviation of initial tables of positions and tokens, which fan-in says nothing of."""
 
@@ -47,12 +50,13 @@ def measure(
 
     What the plan leaves keeps its values in the copy; a classifier is the generator's own, whatever becomes
     of the model's. It is not counted where the probe has classes of its own. Nothing is written to the model.
+    Images are brought to the size that the graph was traced with, or keep their own where that is too dear.
     """
     probe, graph = plan.pretrained.probe, plan.architecture
     if probe is None:
         return f"{plan.source} has no probe images"
     if graph is None or any(ref.parameter.is_meta for ref in refs):
-        return "the model has no values, on the meta device"
+        return ON_META
     heads = {use.name for index in head_nodes(graph) for use in graph.nodes[index].parameters}
     filled = (Route.GENERATED, Route.TIED)
     if any(
@@ -63,10 +67,16 @@ def measure(
     read = [node.shape for node in graph.nodes if node.op == "input"]
     if len(read) != 1 or len(read[0]) != 4 or read[0][1] not in (1, probe.images.shape[1]):
         return "its input is no image like those of the probe"
-    count = min(len(probe.labels), int(BUDGET / cost(graph)))
-    if count < LEAST_IMAGES:
-        return f"{cost(graph):.2g} multiplications an image are more than the verdict may cost"
-    size = read[0][1:]
+    size, each = read[0][1:], cost(graph)
+    too_dear = f"at {_times(size)} an image takes {each:.2g} multiplications, too many to try it"
+    count = affordable(each, len(probe.labels))
+    smaller = count == 0
+    if smaller:
+        own = (size[0], *probe.images.shape[2:])
+        share = math.prod(own) / math.prod(size)
+        size, count = own, affordable(each * share, len(probe.labels)) if share < 1 else 0
+    if count == 0:
+        return too_dear
     images = prepared(probe.first(count), plan.pretrained.config["input"], size)
     try:
         with aside(), plan.pretrained.unhooked():
@@ -77,7 +87,15 @@ def measure(
         classes = len(probe.classes or plan.pretrained.config["classes"])
         return Measured(count, classes, size, None if probe.classes else 0, 0, 0, 0, {})
     except _CannotRunError as error:
-        return f"it could not be run on the probe ({error})"
+        return too_dear if smaller else f"it could not be run on the probe ({error})"
+
+
+def affordable(each: float, images: int) -> int:
+    """Return on how many of the probe's images a network is run that costs ``each``; 0 if it is too dear."""
+    count = min(images, int(BUDGET / each))
+    if count < LEAST_IMAGES <= images:
+        return LEAST_IMAGES if LEAST_IMAGES * each <= MOST else 0
+    return count
 
 
 def statistics_of(
@@ -124,6 +142,10 @@ def prepared(probe: Probe, record: Mapping[str, Any], size: tuple[int, ...]) -> 
     if images.shape[2:] != size[1:]:
         images = F.interpolate(images, size[1:], mode="bilinear", antialias=True)
     return images
+
+
+def _times(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
 
 
 class _CannotRunError(Exception):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch_geninit.errors import StrictError
 from torch_geninit.generators.entry import Entry
 from torch_geninit.planning.filters import NAMED
+from torch_geninit.planning.measure import ON_META
 from torch_geninit.planning.plan import Plan
 from torch_geninit.planning.prediction import Unfilled
 
@@ -17,7 +18,12 @@ REASONS = 3
 
 def warning(plan: Plan, *, unfilled: Unfilled = "keep") -> str | None:
     """Say what a user should know of a plan that is carried out; None if it fills all that it is to fill."""
-    lines = [_filled_without_trust(plan), left_out(plan, unfilled=unfilled), _nothing_written(plan)]
+    lines = [
+        _filled_without_trust(plan),
+        _filled_unmeasured(plan),
+        left_out(plan, unfilled=unfilled),
+        _nothing_written(plan),
+    ]
     return "\n".join(line for line in lines if line is not None) or None
 
 
@@ -61,6 +67,20 @@ def _filled_without_trust(plan: Plan) -> str | None:
     return (
         f"{plan.method}_ fills {len(plan.generated)} of {len(plan.entries)} parameters of {plan.model}, "
         f"as asked, although {plan.source} does not trust its prediction: {plan.verdict.reason}."
+    )
+
+
+def _filled_unmeasured(plan: Plan) -> str | None:
+    """Say in a line that what is filled could not be tried, where the generator has images to try it on."""
+    verdict = plan.verdict
+    if verdict is None or verdict.measured is not None or not verdict.trusted or not plan.generated:
+        return None
+    if plan.pretrained.probe is None or verdict.reason.endswith(ON_META):
+        return None
+    return (
+        f"{plan.method}_ fills {len(plan.generated)} of {len(plan.entries)} parameters of {plan.model} "
+        f"{verdict.reason}. Pass example_inputs= of the size of your images if they are smaller, and run "
+        "geninit.recalibrate_bn_ before evaluating."
     )
 
 
