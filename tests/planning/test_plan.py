@@ -132,7 +132,7 @@ class TestGraphRoutes:
         trusting.probe = None
         expected = geninit.ghn_(net(), pretrained=trusting)
         assert all(map(torch.equal, expected.parameters(), model.parameters()))
-        with pytest.raises(ValueError, match="untrusted: expected 'keep' or 'generate', got True"):
+        with pytest.raises(ValueError, match="untrusted: expected one of 'keep', 'generate', got True"):
             geninit.ghn_(model, pretrained=generator, untrusted=True)  # type: ignore[arg-type]
 
     def test_one_layer_it_was_never_trained_on_makes_it_trust_nothing(self, ghn: WeightGenerator) -> None:

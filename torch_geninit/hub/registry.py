@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch_geninit._utils.near import did_you_mean
 from torch_geninit._utils.tables import Table
 from torch_geninit.hub import manifest, memo
 from torch_geninit.hub.download import (
@@ -35,7 +35,7 @@ _OUTLINES: memo.Memo[WeightGenerator] = memo.Memo(32, memo.mark)
 
 AUTO = "auto"
 """Stands for whichever generator of an initialiser's own kind serves the model best."""
-WIDEST = 70
+WIDEST = 45
 """Longest description of training data in the table; records have all of it."""
 
 
@@ -226,8 +226,8 @@ def locate(name: str, options: HubOptions = DEFAULT_OPTIONS) -> Path:
     """
     records = {record.name: record for record in manifest.read()}
     if name not in records:
-        close = difflib.get_close_matches(name.lower(), records, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        near = did_you_mean(name, records)
+        hint = f" {near[0].upper()}{near[1:]}" if near else ""
         remedy = "For a file of your own pass its path, ending in .safetensors."
         if name.endswith((".pt", ".pth", ".joblib")):
             remedy = (

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from torch.nn.parameter import is_lazy
 
+from torch_geninit._utils.near import did_you_mean
 from torch_geninit.parameters.named import ParameterRef
 
 Patterns = str | Iterable[str] | None
@@ -115,9 +116,11 @@ def _named(refs: Sequence[ParameterRef], pattern: str) -> frozenset[str]:
 def _unmatched(refs: Sequence[ParameterRef], pattern: str, option: str) -> NoReturn:
     known = ", ".join(ref.name for ref in refs[:3])
     module = any(name.startswith(f"{pattern}.") for s in refs for name in (s.name, s.canonical))
+    near = did_you_mean(pattern, (ref.name for ref in refs))
+    hint = f"It is a module; did you mean '{escape(pattern)}.*'? " if module else ""
+    hint = hint or (f"{near[0].upper()}{near[1:]} " if near else "")
     raise ValueError(
-        f"{option}: no parameter matches {pattern!r}. "
-        + (f"It is a module; did you mean '{escape(pattern)}.*'? " if module else "")
-        + "Expected a parameter name or a glob pattern as 'layer1.*'; "
+        f"{option}: no parameter matches {pattern!r}. {hint}"
+        "Expected a parameter name or a glob pattern as 'layer1.*'; "
         f"the first parameters are {known}"
     )

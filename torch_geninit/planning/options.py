@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
+from torch_geninit._utils.near import did_you_mean
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.planning.filters import Patterns
 from torch_geninit.planning.plan import Method
@@ -13,6 +14,12 @@ from torch_geninit.planning.plan import Method
 Head = Literal["auto", "keep", "generate"]
 Untrusted = Literal["keep", "generate"]
 METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def _not_one_of(option: str, expected: Iterable[str], got: object) -> str:
+    near = did_you_mean(got, expected)
+    text = f"{option}: expected one of {', '.join(map(repr, expected))}, got {got!r}"
+    return f"{text}; {near}" if near else text
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,11 +43,7 @@ class PlanOptions:
     def check(self, method: Method) -> None:
         """Raise a TypeError or ValueError that names the option which can't be, or not with ``method``."""
         if method not in METHODS:
-            close = get_close_matches(str(method).lower(), METHODS, n=1)
-            raise ValueError(
-                f"method: expected one of {', '.join(map(repr, METHODS))}, got {method!r}"
-                + (f"; did you mean {close[0]!r}?" if close else "")
-            )
+            raise ValueError(_not_one_of("method", METHODS, method))
         if not isinstance(self.name, str):
             raise TypeError(f"name: expected a dotted module name as 'layer1.0.conv1', got {self.name!r}")
         if self.graph is not None:
@@ -48,9 +51,9 @@ class PlanOptions:
                 raise TypeError(f"graph: expected what trace() returns, got {type(self.graph).__name__}")
             self.graph.check()
         if self.head not in get_args(Head):
-            raise ValueError(f"head: expected 'auto', 'keep' or 'generate', got {self.head!r}")
+            raise ValueError(_not_one_of("head", get_args(Head), self.head))
         if self.untrusted not in get_args(Untrusted):
-            raise ValueError(f"untrusted: expected 'keep' or 'generate', got {self.untrusted!r}")
+            raise ValueError(_not_one_of("untrusted", get_args(Untrusted), self.untrusted))
         if method != "vae":
             if self.name:
                 raise TypeError(f"a {method} plan is of a whole model: it takes no name=")

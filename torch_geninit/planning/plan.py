@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import nn
 
 from torch_geninit._utils.checks import check_seed
 from torch_geninit._utils.determinism import fixed
+from torch_geninit._utils.near import did_you_mean
 from torch_geninit._utils.surroundings import undisturbed
 from torch_geninit._utils.tables import Table
 from torch_geninit.generators.base import WeightGenerator
@@ -229,9 +229,8 @@ class Plan(Request):
                 f"{str(name)[:50]}; by position: plan.entries"
             )
         if name not in self._by_name:
-            close = difflib.get_close_matches(name, self._by_name, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; its {len(self)} names: plan.table()"
-            raise KeyError(f"the plan for {self.model} has no parameter {name!r}{hint}")
+            hint = did_you_mean(name, self._by_name) or f"its {len(self)} names: plan.table()"
+            raise KeyError(f"the plan for {self.model} has no parameter {name!r}; {hint}")
         return self._by_name[name]
 
     @cached_property
