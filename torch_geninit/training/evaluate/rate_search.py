@@ -37,15 +37,18 @@ class Search:
         """Return all records by name, when this process or another has made them."""
         return dict(zip(self.tasks, self.queue.complete(self.tasks, self.train), strict=True))
 
-    def _first(self, seed: int) -> dict[str, Training]:
+    def first(self, seed: int) -> dict[str, Training]:
+        """Return the trainings that the rates are chosen by."""
         return {f"lr{lr:g}/{seed}": (lr, seed) for lr in self.rates}
 
-    def _is_rated(self, seed: int) -> bool:
-        first = self._first(seed)
+    def is_rated(self, seed: int) -> bool:
+        """Tell whether the rates can be chosen without waiting."""
+        first = self.first(seed)
         return len(first) == 1 or len(self.queue.of(first)) == len(first)
 
-    def _rate(self, seeds: Sequence[int]) -> None:
-        first = self._first(seeds[0])
+    def rate(self, seeds: Sequence[int]) -> None:
+        """Choose the rates, once the first seed's trainings are there, and say what else is needed."""
+        first = self.first(seeds[0])
         if len(first) == 1:  # nothing to wait for
             self.chosen = list(self.rates)
         else:
@@ -60,10 +63,10 @@ def search_rates(searches: Sequence[Search], seeds: Sequence[int]) -> None:
     Another process is waited for only when no search has anything left to begin.
     """
     for search in searches:
-        search.queue.begin(search._first(seeds[0]), search.train)
+        search.queue.begin(search.first(seeds[0]), search.train)
     unrated = list(searches)
     while unrated:
-        for search in [one for one in unrated if one._is_rated(seeds[0])] or unrated[:1]:
-            search._rate(seeds)
+        for search in [one for one in unrated if one.is_rated(seeds[0])] or unrated[:1]:
+            search.rate(seeds)
             search.queue.begin(search.tasks, search.train)
             unrated.remove(search)
