@@ -206,4 +206,4 @@ class TestShipped:
                 assert record_.vocabulary == {"version": vocabulary.VERSION, "graphs": graphs}
 
     def test_together_they_are_small(self) -> None:
-        assert sum(path.stat().st_size for path in manifest.SHIPPED.glob("*")) <= 25e6
+        assert sum(path.stat().st_size for path in manifest.SHIPPED.glob("*")) <= 60e6

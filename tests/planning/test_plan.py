@@ -50,7 +50,7 @@ class TestHead:
             geninit.plan(net(7), pretrained=ghn, head="generate")
 
     def test_other_words_are_refused(self, ghn: WeightGenerator) -> None:
-        with pytest.raises(ValueError, match="'auto', 'keep' or 'generate', got 'drop'"):
+        with pytest.raises(ValueError, match="'auto', 'keep', 'generate', got 'drop'"):
             geninit.plan(net(), pretrained=ghn, head="drop")  # type: ignore[arg-type]
 
     def test_heads_are_found_behind_pooling_and_softmax_but_not_behind_norms_or_joins(self) -> None:

@@ -21,6 +21,10 @@ COMMANDS = {
         "evaluate.search_space",
         "measure a generator over unseen networks, and what it expected of them",
     ),
+    "well-known": (
+        "evaluate.well_known",
+        "measure a hypernetwork on networks that everyone knows, before training",
+    ),
     "initialisations": (
         "evaluate.initialisations",
         "train ResNet-20 from several initialisations, generated or not, with several seeds",
