@@ -6,6 +6,7 @@ import copy
 import html
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -194,20 +195,49 @@ def test_a_method_that_does_not_exist_is_met_with_one_that_does(given: str, mean
         geninit.plan(nn.Conv2d(3, 4, 3), "kaiming")  # type: ignore[arg-type]
 
 
-def test_members_of_an_ensemble_read_the_graph_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[int] = []
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of nodes of all graphs that are read."""
+    found: list[int] = []
     plain = Encoder.forward
 
     def forward(self: Encoder, features: Any) -> Any:
-        encoded.append(len(features.values))
+        found.append(len(features.values))
         return plain(self, features)
 
     monkeypatch.setattr(Encoder, "forward", forward)
+    return found
+
+
+class TestReplace:
+    """``dataclasses.replace`` of a plan: what was read off the network stays, if it is still the same."""
+
+    def test_the_graph_is_not_read_again(self, ghn: WeightGenerator, encoded: list[int]) -> None:
+        plan = geninit.plan(net(), pretrained=ghn)
+        expected = plan.write_(net())
+        again = replace(plan, verdict=None, source="another").write_(net())
+        assert len(encoded) == 1
+        assert all(map(torch.equal, again.parameters(), expected.parameters()))
+
+    def test_other_entries_are_read_anew(self, ghn: WeightGenerator) -> None:
+        whole, part = (geninit.plan(net(), pretrained=ghn, include=include) for include in (None, "0.*"))
+        whole.predict()
+        assert replace(whole, entries=part.entries).predict().compact.keys() == {"0.weight", "0.bias"}
+
+    def test_another_graph_is_read_anew(self, ghn: WeightGenerator) -> None:
+        plan = geninit.plan(net(), pretrained=ghn)
+        assert plan.architecture is not None
+        nodes = tuple(replace(n, op="gelu") if n.op == "relu" else n for n in plan.architecture.nodes)
+        before = plan.predict().compact
+        after = replace(plan, architecture=replace(plan.architecture, nodes=nodes)).predict().compact
+        assert not torch.equal(before["0.weight"].expand(), after["0.weight"].expand())
+
+
+def test_members_of_an_ensemble_read_the_graph_once(encoded: list[int]) -> None:
     generator = geninit.load("noise-ghn-cifar10")
     made = geninit.plan(resnet20(), "noise_ghn", pretrained=generator)
-    encoded.clear()
     members = [made.write_(resnet20(), seed=seed) for seed in (1, 2)]
-    assert len(encoded) == 1
+    assert len(encoded) == 1, "by the verdict"
     for seed, member in zip((1, 2), members, strict=True):
         alone = geninit.noise_ghn_(resnet20(), seed, pretrained=generator)
         assert all(map(torch.equal, member.parameters(), alone.parameters()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,30 +22,41 @@ ARCHIVE = Path(os.environ.get("GENINIT_DATA", "absent")) / "cifar10_jpeg.tar.xz"
 
 
 @pytest.fixture(scope="module")
-def images() -> Split:
-    """A hundred training images a class; accuracy on them is a sanity check, not a measurement."""
+def parts() -> dict[str, Split]:
+    """A hundred images a class of each part, normalised as the generators expect."""
     if not ARCHIVE.exists():
         pytest.skip("GENINIT_DATA names no folder with cifar10_jpeg.tar.xz")
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
-    taken: Counter[str] = Counter()
-    pixels: list[Tensor] = []
-    names: list[str] = []
+    pixels: dict[str, list[Tensor]] = {"train": [], "test": []}
+    names: dict[str, list[str]] = {"train": [], "test": []}
     with tarfile.open(ARCHIVE) as archive:
         for member in archive:
-            parts = Path(member.name).parts
-            if not member.isfile() or parts[-3] != "train" or taken[parts[-2]] == 100:
+            if not member.isfile():
+                continue
+            *_, part, name, _ = Path(member.name).parts
+            if part not in names or names[part].count(name) == 100:
                 continue
             file = archive.extractfile(member)
             assert file is not None
-            taken[parts[-2]] += 1
-            names.append(parts[-2])
-            pixels.append(pil_to_tensor(Image.open(io.BytesIO(file.read())).convert("RGB")))
-    classes = tuple(sorted(taken))
-    labels = torch.tensor([classes.index(name) for name in names])
+            names[part].append(name)
+            pixels[part].append(pil_to_tensor(Image.open(io.BytesIO(file.read())).convert("RGB")))
+    classes = tuple(sorted(set(names["train"])))
     config = geninit.load("ghn-cifar10").config["input"]
-    return Split(torch.stack(pixels), labels, tuple(config["mean"]), tuple(config["std"]), classes)
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return {
+        part: Split(
+            torch.stack(pixels[part]), torch.tensor(list(map(classes.index, found))), mean, std, classes
+        )
+        for part, found in names.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def images(parts: dict[str, Split]) -> Split:
+    """Training images; accuracy on them is a sanity check, not a measurement."""
+    return parts["train"]
 
 
 def accuracy(model: nn.Module, images: Split) -> float:
@@ -58,6 +68,13 @@ def accuracy(model: nn.Module, images: Split) -> float:
 
 def test_ghn_classifies_without_training(images: Split) -> None:
     assert accuracy(geninit.ghn_(resnet20(), strict=True), images) > 0.75
+
+
+def test_one_call_is_enough_to_classify_what_no_generator_saw(parts: dict[str, Split]) -> None:
+    test = parts["test"]
+    assert len(test) == 1000
+    model = geninit.ghn_(resnet20()).eval()
+    assert (logits_of(model, test).argmax(1) == test.labels).float().mean().item() >= 0.8
 
 
 def test_noise_ghn_members_classify_and_differ(images: Split) -> None:

@@ -18,10 +18,17 @@ class Request:
         entries: one for each name in ``named_parameters(remove_duplicate=False)``.
         architecture: the graph that a hypernetwork reads; None where layers are filled one by one, or where
             there is nothing to fill.
+        readings: what generators have read off the network, kept from one prediction to the next and shared
+            by requests that were made from another with ``dataclasses.replace``. Each notes what it read.
     """
 
     entries: tuple[Entry, ...]
     architecture: Architecture | None = field(default=None, repr=False)
+    readings: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # They go by the identity of the generator's tensors, which no copy has.
+        return {**self.__dict__, "readings": {}}
 
     @cached_property
     def generated(self) -> tuple[Entry, ...]:
@@ -41,11 +48,6 @@ class Request:
     def kept(self) -> tuple[Entry, ...]:
         """Entries that stay as they are by design."""
         return self._with(Route.KEPT)
-
-    @cached_property
-    def readings(self) -> dict[str, Any]:
-        """What a generator has read off the network, kept from one prediction to the next."""
-        return {}
 
     def _with(self, route: Route) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.route is route)

@@ -55,6 +55,11 @@ class ModuleNames:
     def __deepcopy__(self, memo: object) -> ModuleNames:
         return self
 
+    @property
+    def root(self) -> nn.Module | None:
+        """The model itself, if it is still alive."""
+        return next((module for module, name in self._names.items() if not name), None)
+
     def prefix(self, module: nn.Module) -> str:
         """Return the name of ``module``, wrapped or not; empty if it is unknown, or the model itself."""
         return self._names.get(module, self._names.get(unwrap(module), ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -18,7 +17,6 @@ from torch_geninit.planning.auto import select
 from torch_geninit.planning.build import plan_model
 from torch_geninit.planning.choose import DEFAULTS, Pretrained, candidates, is_auto, load
 from torch_geninit.planning.lone_layers import EqualDraws, refuse_lone_layer
-from torch_geninit.planning.measure import statistics_of
 from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.prediction import StatisticsOption, Unfilled, check_statistics, refuse_unfilled
@@ -73,9 +71,6 @@ def fill(
         with undisturbed():
             seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
-    if method == "noise_ghn" and statistics == "fill":
-        measured = statistics_of(made, module, prediction.compact, options.example_inputs)
-        prediction = replace(prediction, measured=measured)
     said = [messages.warning(made, unfilled=unfilled)]
     if method == "vae" and seed is not None and generator is None and not options.name:
         said.append(_EQUAL_DRAWS.warning(module, made, seed))

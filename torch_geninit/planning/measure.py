@@ -29,7 +29,7 @@ from torch_geninit.parameters.dtensor import is_sharded
 from torch_geninit.parameters.named import ParameterRef, list_parameters
 from torch_geninit.parameters.targets import Targets
 from torch_geninit.parameters.write import Assignment, write
-from torch_geninit.planning.plan import Plan
+from torch_geninit.planning.trial import Trial
 from torch_geninit.planning.trust import Measured, above_chance
 
 BUDGET, MOST = 40e9, 70e9
@@ -43,51 +43,78 @@ TABLE_STD = 0.02
 """Usual standard deviation of initial tables of positions and tokens, which fan-in says nothing of."""
 
 
-def measure(
-    plan: Plan, model: nn.Module, refs: Sequence[ParameterRef], example_inputs: Any = None
-) -> Measured | str:
-    """Run a private copy of ``model`` with what ``plan`` would write; or say why that can't be done.
+def measure(trial: Trial, model: nn.Module, refs: Sequence[ParameterRef]) -> Measured | str:
+    """Run a private copy of ``model`` with what would be written to it; or say why that can't be done.
 
     What the plan leaves keeps its values in the copy; a classifier is the generator's own, whatever becomes
     of the model's. It is not counted where the probe has classes of its own. Nothing is written to the model.
     Images are brought to the size that the graph was traced with, or keep their own where that is too dear.
     """
-    probe, graph = plan.pretrained.probe, plan.architecture
-    if probe is None:
-        return f"{plan.source} has no probe images"
+    if trial.pretrained.probe is None:
+        return f"{trial.source} has no probe images"
+    graph = trial.request.architecture
     if graph is None or any(ref.parameter.is_meta for ref in refs):
         return ON_META
     heads = {use.name for index in head_nodes(graph) for use in graph.nodes[index].parameters}
     filled = (Route.GENERATED, Route.TIED)
     if any(
         is_sharded(ref.parameter) and entry.route not in filled and ref.name not in heads
-        for ref, entry in zip(refs, plan.entries, strict=True)
+        for ref, entry in zip(refs, trial.request.entries, strict=True)
     ):
         return "what the model keeps is sharded, and no rank has all of it"
+    shown = _shown(trial, trial.pretrained.probe, graph)
+    if isinstance(shown, str):
+        return shown
+    try:
+        with aside(), trial.pretrained.unhooked():
+            return _Run(trial, graph, model).measure(shown, trial.pretrained.probe)
+    except NotFiniteError:
+        others = trial.pretrained.probe.classes
+        classes = len(others or trial.pretrained.config["classes"])
+        return Measured(len(shown), classes, tuple(shown.shape[1:]), None if others else 0, 0, 0, 0, {})
+    except _CannotRunError as error:
+        size = next(node.shape[1:] for node in graph.nodes if node.op == "input")
+        if shown.shape[1:] != size:
+            return _too_dear(graph, size)
+        return f"it could not be run on the probe ({error})"
+
+
+def statistics_of(trial: Trial, model: nn.Module, values: Mapping[str, Compact]) -> Mapping[str, Tensor]:
+    """Return the running statistics on the probe of a member with noise, whose ``values`` are its own.
+
+    Those of the member without would be wrong: a noisy one of 77 % falls to 46 % with them.
+    """
+    probe, graph = trial.pretrained.probe, trial.request.architecture
+    shown = _shown(trial, probe, graph) if probe is not None and graph is not None else ""
+    if graph is None or isinstance(shown, str):
+        return {}
+    statistics: dict[str, Tensor] = {}
+    try:
+        with aside(), trial.pretrained.unhooked():
+            _Run(trial, graph, model).statistics(shown, values, statistics)
+    except (NotFiniteError, _CannotRunError):
+        return {}
+    return statistics
+
+
+def _shown(trial: Trial, probe: Probe, graph: Architecture) -> Tensor | str:
+    """Return as many images of the probe as a network may see, in its size; or say why it can't see them."""
     read = [node.shape for node in graph.nodes if node.op == "input"]
     if len(read) != 1 or len(read[0]) != 4 or read[0][1] not in (1, probe.images.shape[1]):
         return "its input is no image like those of the probe"
     size, each = read[0][1:], cost(graph)
-    too_dear = f"at {_times(size)} an image takes {each:.2g} multiplications, too many to try it"
     count = affordable(each, len(probe.labels))
-    smaller = count == 0
-    if smaller:
+    if count == 0:
         own = (size[0], *probe.images.shape[2:])
         share = math.prod(own) / math.prod(size)
         size, count = own, affordable(each * share, len(probe.labels)) if share < 1 else 0
     if count == 0:
-        return too_dear
-    images = prepared(probe.first(count), plan.pretrained.config["input"], size)
-    try:
-        with aside(), plan.pretrained.unhooked():
-            return _Run(plan, graph, model, example_inputs).measure(
-                images, probe.labels[:count], size, probe.classes
-            )
-    except NotFiniteError:
-        classes = len(probe.classes or plan.pretrained.config["classes"])
-        return Measured(count, classes, size, None if probe.classes else 0, 0, 0, 0, {})
-    except _CannotRunError as error:
-        return too_dear if smaller else f"it could not be run on the probe ({error})"
+        return _too_dear(graph, read[0][1:])
+    return prepared(probe.first(count), trial.pretrained.config["input"], size)
+
+
+def _too_dear(graph: Architecture, size: tuple[int, ...]) -> str:
+    return f"at {_times(size)} an image takes {cost(graph):.2g} multiplications, too many to try it"
 
 
 def affordable(each: float, images: int) -> int:
@@ -96,27 +123,6 @@ def affordable(each: float, images: int) -> int:
     if count < LEAST_IMAGES <= images:
         return LEAST_IMAGES if LEAST_IMAGES * each <= MOST else 0
     return count
-
-
-def statistics_of(
-    plan: Plan, model: nn.Module, values: Mapping[str, Compact], example_inputs: Any = None
-) -> Mapping[str, Tensor]:
-    """Return the running statistics on the probe with ``values``, for a plan that was measured without noise.
-
-    Those of the mean member would be wrong: a noisy one of 77 % falls to 46 % with them.
-    """
-    measured = plan.verdict.measured if plan.verdict is not None else None
-    probe, graph = plan.pretrained.probe, plan.architecture
-    if measured is None or not measured.statistics or probe is None or graph is None:
-        return {}
-    statistics: dict[str, Tensor] = {}
-    images = prepared(probe.first(measured.images), plan.pretrained.config["input"], measured.size)
-    try:
-        with aside(), plan.pretrained.unhooked():
-            _Run(plan, graph, model, example_inputs).statistics(images, values, statistics)
-    except (NotFiniteError, _CannotRunError):
-        return {}
-    return statistics
 
 
 def cost(graph: Architecture) -> float:
@@ -166,21 +172,19 @@ def _users_code() -> Iterator[None]:
 class _Run:
     """A copy of a planned model, filled with the prediction or by He, and run on images."""
 
-    def __init__(self, plan: Plan, graph: Architecture, model: nn.Module, example_inputs: Any) -> None:
-        self.plan = plan
+    def __init__(self, trial: Trial, graph: Architecture, model: nn.Module) -> None:
+        self.request, self.pretrained = trial.request, trial.pretrained
+        self.example_inputs = trial.example_inputs
         self.graph = graph
-        self.classes = len(plan.pretrained.config["classes"])
-        self.example_inputs = example_inputs
+        self.classes = len(trial.pretrained.config["classes"])
         with _users_code():
             self.copy = Runnable(model)
-            self.targets: Targets = plan.parameters.match(self.copy.module)
+            self.targets: Targets = trial.parameters.match(self.copy.module)
 
-    def measure(
-        self, images: Tensor, labels: Tensor, size: tuple[int, ...], others: tuple[str, ...]
-    ) -> Measured:
-        """Count right answers, by class means alone where the labels are of ``others``, not its classes."""
-        classes = len(others) or self.classes
-        self._fill(self.plan.pretrained.predict(self.plan, seed=None, noise_scale=0.0))
+    def measure(self, images: Tensor, probe: Probe) -> Measured:
+        """Count right answers, by class means alone where the probe has classes of its own."""
+        labels, classes = probe.labels[: len(images)], len(probe.classes) or self.classes
+        self._fill(self.pretrained.predict(self.request, seed=None, noise_scale=0.0))
         heads = self._own_heads()
         statistics: dict[str, Tensor] = {}
         outputs, features = self._forward(images, heads, statistics)
@@ -188,8 +192,8 @@ class _Run:
         found = Measured(
             images=len(labels),
             classes=classes,
-            size=size,
-            right=None if others else self._right(outputs, labels),
+            size=tuple(images.shape[1:]),
+            right=None if probe.classes else self._right(outputs, labels),
             near=None if near is None else int(near.sum()),
             gained=None,
             lost=None,
@@ -197,7 +201,7 @@ class _Run:
         )
         if near is None or above_chance(found):
             return found
-        self._fill(he(self.plan.generated))
+        self._fill(he(self.request.generated))
         usual = nearest_mean(self._forward(images, heads, {})[1], labels, classes)
         if usual is None:
             return found
@@ -215,17 +219,17 @@ class _Run:
         heads = head_nodes(self.graph)
         names = {use.name for index in heads for use in self.graph.nodes[index].parameters}
         refs = {ref.key: ref for ref in list_parameters(self.copy.module)}
-        own = {e.name: refs[e.canonical, e.part] for e in self.plan.entries if e.name in names}
-        if all(e.route is Route.GENERATED for e in self.plan.entries if e.name in names) and all(
+        own = {e.name: refs[e.canonical, e.part] for e in self.request.entries if e.name in names}
+        if all(e.route is Route.GENERATED for e in self.request.entries if e.name in names) and all(
             outputs == self.classes for outputs in heads.values()
         ):
             return [getattr(ref.owner, ref.attribute) for ref in own.values()]
-        request = _classifying(self.plan, self.graph, heads, self.classes)
+        request = _classifying(self.request, self.graph, heads, self.classes)
         able = all(
-            self.plan.pretrained.refusal(entry, request.architecture) is None for entry in request.generated
+            self.pretrained.refusal(entry, request.architecture) is None for entry in request.generated
         )
         if able and not any(ref.norm or ref.blocked for ref in own.values()):
-            values = self.plan.pretrained.predict(request, seed=None, noise_scale=0.0)
+            values = self.pretrained.predict(request, seed=None, noise_scale=0.0)
             for name, compact in values.items():
                 own[name].owner._parameters[own[name].attribute] = nn.Parameter(compact.expand())
         return [getattr(ref.owner, ref.attribute) for ref in own.values()]
@@ -286,7 +290,7 @@ def _pooled(found: list[Tensor], count: int) -> Tensor:
     raise ValueError("it has no output for each image")
 
 
-def _classifying(plan: Plan, graph: Architecture, heads: Mapping[int, int], classes: int) -> Request:
+def _classifying(asked: Request, graph: Architecture, heads: Mapping[int, int], classes: int) -> Request:
     """Ask for the heads alone, each with as many outputs as the generator has classes."""
     nodes = list(graph.nodes)
     entries: dict[str, tuple[int, ParameterUse]] = {}
@@ -304,7 +308,7 @@ def _classifying(plan: Plan, graph: Architecture, heads: Mapping[int, int], clas
         index, use = entries[entry.name]
         return replace(entry, route=Route.GENERATED, shape=use.shape, role=use.role, node=index)
 
-    return Request(entries=tuple(map(wanted, plan.entries)), architecture=replace(graph, nodes=tuple(nodes)))
+    return Request(entries=tuple(map(wanted, asked.entries)), architecture=replace(graph, nodes=tuple(nodes)))
 
 
 def he(entries: tuple[Entry, ...]) -> dict[str, Tile]:

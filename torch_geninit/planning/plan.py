@@ -32,6 +32,7 @@ from torch_geninit.planning.prediction import (
     check_statistics,
     refuse_unfilled,
 )
+from torch_geninit.planning.trial import Trial
 from torch_geninit.planning.trust import Candidate, Verdict
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -56,6 +57,9 @@ class Plan(Request):
         verdict: whether the prediction is to be trusted, and what was measured; None where it was not asked.
         automatic: whether ``pretrained="auto"`` chose the generator.
         candidates: every generator that ``"auto"`` asked, with what it measured or why it was not run.
+        modules: where the modules of the model stand in it.
+        trial: how members with noise are run on the probe, each of which has running statistics of its own;
+            None where there is no noise or the probe did not run.
 
     Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))
@@ -83,6 +87,7 @@ class Plan(Request):
     automatic: bool = field(default=False, repr=False, compare=False)
     candidates: tuple[Candidate, ...] = field(default=(), repr=False, compare=False)
     modules: ModuleNames = field(default_factory=ModuleNames, repr=False, compare=False)
+    trial: Trial | None = field(default=None, repr=False, compare=False)
 
     @property
     def _title(self) -> str:
@@ -168,7 +173,8 @@ class Plan(Request):
 
         Each call predicts anew: to fill a model part by part, call ``predict`` once and its result's
         ``write_`` on each part. The values are the same, bit for bit, as those of the initialiser on
-        the whole model.
+        the whole model; running statistics of a part of a noisy member come from the planned model, and stay
+        as they are where that is gone.
 
         Unlike ``vae_``, ``ghn_`` and ``noise_ghn_``, it keeps weights that transformers loaded from a
         checkpoint (parameters marked ``_is_hf_initialized``), and marks what it wrote to a model of
@@ -200,9 +206,8 @@ class Plan(Request):
 
     def _prediction(self, compact: Mapping[str, Compact]) -> Prediction:
         measured = self.verdict.measured if self.verdict is not None else None
-        noisy = self.method == "noise_ghn"  # each member has statistics of its own
-        statistics = measured.statistics if measured is not None and compact and not noisy else {}
-        return Prediction(self.parameters, self.method, self.source, compact, statistics)
+        statistics = measured.statistics if measured is not None and compact else {}
+        return Prediction(self.parameters, self.method, self.source, compact, statistics, self.trial)
 
     @cached_property
     def parameters(self) -> PlannedParameters:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Literal, TypeVar
 
@@ -17,6 +18,8 @@ from torch_geninit.parameters.reset import stale_buffers, to_reset
 from torch_geninit.parameters.statistics import buffers_to_fill
 from torch_geninit.parameters.targets import PlannedParameters, Targets
 from torch_geninit.parameters.write import Assignment, check_writable, write
+from torch_geninit.planning.measure import statistics_of
+from torch_geninit.planning.trial import Trial
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Unfilled = Literal["keep", "reset", "error"]
@@ -32,7 +35,10 @@ class Prediction:
         method: ``"vae"``, ``"ghn"`` or ``"noise_ghn"``.
         source: name of the generator, as it was given.
         compact: entry's name -> its prediction.
-        measured: canonical name of a BatchNorm's buffer -> its value on the probe, where that ran.
+        measured: canonical name of a BatchNorm's buffer -> its value on the probe without noise, where that
+            ran.
+        trial: of a prediction with noise, whose values on the probe are its own; None where ``measured`` has
+            them.
     """
 
     parameters: PlannedParameters
@@ -40,6 +46,7 @@ class Prediction:
     source: str
     compact: Mapping[str, Compact]
     measured: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    trial: Trial | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"Prediction of {len(self.compact)} parameters of {self.parameters.model} by {self.source}"
@@ -85,11 +92,25 @@ class Prediction:
         write(
             [Assignment(ref, self.compact[entry]) for ref, entry in targets.filled.values()],
             resets,
-            buffers_to_fill(module, prefix, self.measured, targets) if statistics == "fill" else (),
+            self._statistics(module, targets, prefix) if statistics == "fill" else (),
         )
         if targets.keeps_loaded and transformers.reads_marks(chain((module,), self.parameters.modules)):
             transformers.mark(targets.written())
         return module
+
+    def _statistics(self, module: nn.Module, targets: Targets, prefix: str) -> list[tuple[Tensor, Tensor]]:
+        """Return the running statistics to fill, each with its new value."""
+        found = buffers_to_fill(module, prefix, self.measured, targets)
+        if self.trial is None or not found:
+            return found
+        own = statistics_of(self.trial, module, self.compact) if targets.whole else self._of_planned
+        return buffers_to_fill(module, prefix, own, targets)
+
+    @cached_property
+    def _of_planned(self) -> Mapping[str, Tensor]:
+        """Statistics of the planned model, for its parts; none where it is gone."""
+        model = self.parameters.modules.root
+        return {} if self.trial is None or model is None else statistics_of(self.trial, model, self.compact)
 
 
 def refuse_unfilled(unfilled: Unfilled, left: Sequence[ParameterRef]) -> None:

@@ -13,6 +13,7 @@ from torch_geninit.parameters.named import ParameterRef
 from torch_geninit.planning.measure import measure
 from torch_geninit.planning.options import Untrusted
 from torch_geninit.planning.plan import Plan
+from torch_geninit.planning.trial import Trial
 from torch_geninit.planning.trust import Verdict, judge
 
 
@@ -27,13 +28,15 @@ def with_verdict(
     if not plan.generated:
         return plan
     verdict = by_layers(plan)
+    trial = Trial(plan, plan.pretrained, plan.source, plan.parameters, example_inputs)
     # A cheap look at the graph rules out before anything runs.
     if verdict.trusted and not plan.pretrained.taken_on_trust:
-        found = measure(plan, model, refs, example_inputs)
+        found = measure(trial, model, refs)
         if isinstance(found, str):
             verdict = Verdict(True, f"unmeasured, judged by its layers alone: {found}")
         else:
             verdict = judge(found)
+            plan = replace(plan, trial=trial if plan.method == "noise_ghn" else None)
     if verdict.trusted or untrusted == "generate":
         return replace(plan, verdict=verdict)
     entries = tuple(

@@ -233,11 +233,11 @@ class GraphHyperNetwork(WeightGenerator):
         noisy = bool(self.noise_width) and seed is not None
         mirrored = noisy and self.mirror and noise_scale != 0 and (seed or 0) % 2 == 1
         names = [entry.name for entry in request.generated]
-        # An ensemble asks the same once for each member.
-        state = [(id(tensor), tensor._version) for tensor in self.parameters()]
+        # A verdict asks, then the verb, and an ensemble once for each member.
+        asked = architecture, names, [(id(tensor), tensor._version) for tensor in self.parameters()]
         kept = request.readings.get(self.kind)
-        if kept is None or kept[0] != state:
-            kept = request.readings[self.kind] = state, self._read(architecture, names)
+        if kept is None or kept[0] != asked:
+            kept = request.readings[self.kind] = asked, self._read(architecture, names)
         reading: Reading = kept[1]
         tiles = self._decode(reading, draw if noisy else None)
         normalised = reading.normalised
