@@ -42,6 +42,10 @@ COMMANDS = {
         "evaluate.transfer",
         "train well-known networks on other images, from He initialisation, generators and controls",
     ),
+    "recipes": (
+        "evaluate.recipes",
+        "train ResNet-20 for an epoch of ordinary recipes, over scales of kernels and classifier",
+    ),
     "coverage": ("report.coverage", "try a generator on the models of torchvision, timm or transformers"),
     "benchmark": ("report.benchmark", "time the initialisers beside torch's own initialisation"),
     "export": (

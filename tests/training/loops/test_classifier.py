@@ -76,3 +76,22 @@ def test_adamw_makes_its_first_step_by_the_law() -> None:
     KernelOptimizer(layer, recipe).step()
     expected = before * (1 - 0.01 * 0.1) - 0.01 * layer.weight.grad.sign()
     torch.testing.assert_close(layer.weight.detach(), expected, atol=1e-6, rtol=0)
+
+
+def test_the_rate_rises_and_falls_or_stays() -> None:
+    falling, constant = (Recipe([Phase(8, 1)], warmup=0.2, falling=falls) for falls in (True, False))
+    progress = (0.1, 0.2, 0.6, 0.9)
+    assert list(map(falling.share_of_lr, progress)) == pytest.approx([0.5, 1.0, 0.5, 0.125])
+    assert list(map(constant.share_of_lr, progress)) == pytest.approx([0.5, 1.0, 1.0, 1.0])
+
+
+def test_adam_steps_as_torch_s() -> None:
+    models = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours = KernelOptimizer(models[0], Recipe([Phase(8, 1)], lr=0.01, weight_decay=0.1, optimizer="adam"))
+    torchs = torch.optim.Adam(models[1].parameters(), lr=0.01, weight_decay=0.1)
+    for optimizer, model in ((ours, models[0]), (torchs, models[1])):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
-from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import torch_geninit as geninit
-from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.training import metrics
-from torch_geninit.training.arguments import at_least, finite, positive
+from torch_geninit.training.arguments import at_least, finite
 from torch_geninit.training.data.images import Split, load
 from torch_geninit.training.loops.classifier import (
-    Phase,
-    Recipe,
-    diverged,
     logits_of,
     score,
-    train_classifier,
 )
-from torch_geninit.training.networks.resnet import he_, resnet20
+from torch_geninit.training.networks.resnet import resnet20
 
 
 def untrained(pretrained: str, train: Split, *, seed: int | None = None, **options: Any) -> nn.Module:
@@ -76,70 +68,13 @@ def members(
     }
 
 
-def recipes(
-    pretrained: str,
-    train: Split,
-    validation: Split,
-    *,
-    rates: list[float],
-    scales: list[float],
-    warmups: list[float],
-    epochs: int,
-    seed: int,
-    amp: bool = False,
-) -> list[dict[str, float]]:
-    """Measure accuracy after ``epochs`` of SGD for each learning rate, kernel scale and warm-up.
-
-    A scale of 0 stands for He initialisation. The rate rises over ``warmup`` of the steps and falls linearly
-    to zero at the end of the last epoch.
-    """
-    rows = []
-    for lr, warmup, scale in product(rates, warmups, scales):
-        torch.manual_seed(seed)
-        model = resnet20(len(train.classes))
-        if scale:
-            generator = geninit.load(pretrained)
-            if isinstance(generator, GraphHyperNetwork):
-                generator.kernel_scale = scale
-            geninit.ghn_(model, pretrained=generator, strict=True)
-        else:
-            he_(model)
-        recipe = Recipe(
-            [Phase(train.images.shape[-1], epochs)],
-            lr=lr,
-            warmup=warmup,
-            weight_decay=1e-4,
-            amp=amp,
-        )
-        train_classifier(model, train, recipe, seed=seed, description=f"lr {lr} scale {scale}")
-        if diverged(model):
-            accuracy, nll = 1 / len(train.classes), math.log(len(train.classes))
-        else:
-            geninit.recalibrate_bn_(model, train.spread(2000).batches())
-            accuracy, nll = score(model, validation)
-        rows.append(
-            {"lr": lr, "warmup": warmup, "scale": scale, "seed": seed, "accuracy": accuracy, "nll": nll}
-        )
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("step0", "members", "recipes", "memorisation"))
+    parser.add_argument("what", choices=("step0", "members", "memorisation"))
     parser.add_argument("--data", required=True, help="prepared data file")
     parser.add_argument("--pretrained", help="manifest name or generator file; not for memorisation")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--members", type=at_least(5), default=10)
     parser.add_argument("--noise-scale", type=finite, nargs="+", default=[1.0])
-    parser.add_argument("--lr", type=positive, nargs="+", default=[0.1])
-    parser.add_argument(
-        "--scale",
-        type=finite,
-        nargs="+",
-        default=[0.0, 1.0],
-        help="of kernels; 0 for He initialisation (recipes)",
-    )
-    parser.add_argument("--warmup", type=finite, nargs="+", default=[0.0])
     parser.add_argument("--zoo", help="folder of stored ResNet-20s to compare with (memorisation)")
     parser.add_argument(
         "--sources",
@@ -147,9 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="files of ResNets of other depths to select weights from (memorisation)",
     )
-    parser.add_argument("--epochs", type=at_least(1), default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast in training (recipes)")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -162,22 +94,10 @@ def main(arguments: argparse.Namespace) -> None:
         for scale in arguments.noise_scale:
             found = members(arguments.pretrained, train, measured, count=arguments.members, noise_scale=scale)
             print(json.dumps(found))
-    elif arguments.what == "memorisation":
+    else:
         from torch_geninit.training.evaluate import memorisation
 
         if arguments.zoo is None:
             raise SystemExit("evaluate memorisation needs --zoo, the folder of stored networks")
         for row in memorisation.compare(arguments.zoo, train, measured, sources=arguments.sources):
             print(json.dumps(row))
-    else:
-        recipes(
-            arguments.pretrained,
-            train,
-            measured,
-            rates=arguments.lr,
-            scales=arguments.scale,
-            warmups=arguments.warmup,
-            epochs=arguments.epochs,
-            seed=arguments.seed,
-            amp=arguments.amp,
-        )

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch_geninit.training.data.images import Augment, Split
 from torch_geninit.training.runs.checkpoint import Run
 
+Optimizer = Literal["sgd", "adam", "adamw", "muon"]
+
 
 class Phase(NamedTuple):
     """Epochs at one image resolution; small images make early epochs cheap."""
@@ -29,9 +31,10 @@ class Recipe:
     The rate rises linearly over ``warmup`` of all steps, then falls linearly to 0.
 
     Attributes:
-        optimizer: ``"sgd"`` with Nesterov momentum; ``"adamw"``, whose first beta is ``momentum``; or
-            ``"muon"``: orthogonalised momentum for convolution kernels but depthwise ones (``lr`` is theirs)
-            beside SGD at 0.1 for the rest, which learns more from each image.
+        optimizer: ``"sgd"`` with Nesterov momentum; ``"adam"`` or ``"adamw"``, whose first beta is
+            ``momentum``; or ``"muon"``: orthogonalised momentum for convolution kernels but depthwise ones
+            (``lr`` is theirs) beside SGD at 0.1 for the rest, which learns more from each image.
+        falling: False keeps the rate where it is after the warm-up, as in the first of many epochs.
         augment, shift: what :meth:`Split.shuffled_batches` does to images; pixels of the whole image.
         amp: autocast to bfloat16, twice as fast on GPUs and on CPUs with bfloat16 instructions.
     """
@@ -44,8 +47,9 @@ class Recipe:
     warmup: float = 0.2
     augment: Augment = "flip-crop"
     shift: int = 4
-    optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     amp: bool = False
+    falling: bool = True
 
     @property
     def epochs(self) -> int:
@@ -61,7 +65,7 @@ class Recipe:
     def share_of_lr(self, progress: float) -> float:
         """Share of the peak learning rate at ``progress`` in [0, 1]."""
         rising = progress / self.warmup if self.warmup else math.inf
-        return min(rising, (1 - progress) / (1 - self.warmup))
+        return min(rising, (1 - progress) / (1 - self.warmup) if self.falling else 1.0)
 
 
 class Score(NamedTuple):
@@ -167,7 +171,7 @@ def train_classifier(
 
 
 class KernelOptimizer:
-    """The optimizers of a recipe behind one face: AdamW, or SGD, with Muon on kernels if asked for."""
+    """The optimizers of a recipe behind one face: Muon on kernels if asked for, another on the rest."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         parameters = list(model.parameters())
@@ -178,18 +182,7 @@ class KernelOptimizer:
         # torch's Muon takes matrices only; these share the kernels' storage.
         self.matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in self.kernels]
         special = {id(p) for p in self.kernels}
-        rest = [p for p in parameters if id(p) not in special]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, recipe.lr, (recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
-            if recipe.optimizer == "adamw"
-            else torch.optim.SGD(
-                rest,
-                0.1 if self.kernels else recipe.lr,
-                recipe.momentum,
-                weight_decay=recipe.weight_decay,
-                nesterov=recipe.momentum > 0,
-            )
-        ]
+        self.optimizers = [_optimizer([p for p in parameters if id(p) not in special], recipe)]
         if self.kernels:
             muon = torch.optim.Muon(self.matrices, recipe.lr, weight_decay=0.0, momentum=recipe.momentum)
             self.optimizers.append(muon)
@@ -213,6 +206,19 @@ class KernelOptimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for i, optimizer in enumerate(self.optimizers):
             optimizer.load_state_dict(state[str(i)])
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer in ("adam", "adamw"):
+        kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, recipe.lr, (recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        0.1 if recipe.optimizer == "muon" else recipe.lr,
+        recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
