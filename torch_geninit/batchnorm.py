@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_geninit._utils.plain_averages import PlainAverages, memory
 from torch_geninit.errors import warn_caller
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -94,7 +94,7 @@ def calibrating(model: nn.Module) -> Iterator[list[_Layer]]:
 
 @contextmanager
 def _calibrating(model: nn.Module, found: Sequence[_Layer]) -> Iterator[list[_Layer]]:
-    layers = list({_memory(layer.module.running_mean): layer for layer in reversed(found)}.values())[::-1]
+    layers = list({memory(layer.module.running_mean): layer for layer in reversed(found)}.values())[::-1]
     flags = [(module, module.training) for module in model.modules()]
     with torch.no_grad():
         try:
@@ -104,7 +104,7 @@ def _calibrating(model: nn.Module, found: Sequence[_Layer]) -> Iterator[list[_La
                 layer.module.training = True
             for layer in layers:
                 layer.follow_forward()
-            with _PlainAverages(layers):
+            with PlainAverages((layer.module.running_mean, layer.count_update) for layer in layers):
                 yield layers
             for layer in layers:
                 layer.check_finite()
@@ -246,66 +246,6 @@ def _find(model: nn.Module) -> list[_Layer]:
         saved = {key: (tensor, tensor.detach().clone()) for key, tensor in buffers.items()}
         layers.append(_Layer(name, module, saved))
     return layers
-
-
-def _memory(tensor: Tensor) -> Hashable:
-    return tensor.data_ptr() or id(tensor) if type(tensor) is Tensor else id(tensor)
-
-
-class _PlainAverages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Turn every update of running statistics into one of a plain average.
-
-    Python, TorchScript and exported graphs all end in the same operations, which get the momentum 1 / n in
-    their n-th call, and the mode of training. A traced graph has momentum and mode built in, and a layer's
-    own forward may hand on what it likes: neither listens to the layer's attributes.
-    """
-
-    EVALUATION: ClassVar[Mapping[str, Any]] = {
-        "aten::_native_batch_norm_legit_no_training": torch.ops.aten.native_batch_norm.default,
-        "aten::_batch_norm_no_update": torch.ops.aten._batch_norm_with_update.default,
-    }
-    """Operations that have no mode of training, and those that return the same from batch statistics."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # What would keep the compiler out of the mode imports it first, which takes more than a second.
-        return False
-
-    def __init__(self, layers: Iterable[_Layer]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.layers = {_memory(layer.module.running_mean): layer for layer in layers}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if "batch_norm" not in func._schema.name:
-            return func(*_tensors(func, args), **kwargs)
-        given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **kwargs}
-        mean = given.get("running_mean")
-        layer = self.layers.get(_memory(mean)) if isinstance(mean, Tensor) else None
-        if layer is None:
-            return func(*args, **kwargs)
-        factor = 1 / layer.count_update()
-        given.update((name, factor) for name in ("momentum", "exponential_average_factor") if name in given)
-        if "training" in given:
-            given["training"] = True
-        if func._schema.name in self.EVALUATION:
-            func = self.EVALUATION[func._schema.name]
-            if "training" in {a.name for a in func._schema.arguments}:
-                given["training"] = True
-        return func(**given)
-
-
-def _tensors(func: Any, args: Sequence[Any]) -> Sequence[Any]:
-    """Undo what TorchScript does to constants that it compares: they arrive as numbers."""
-    if any(isinstance(arg, Tensor) for arg in args):
-        return args
-    wanted = [str(argument.type) == "Tensor" for argument in func._schema.arguments]
-    return [
-        torch.tensor(arg) if tensor and isinstance(arg, bool | int | float) else arg
-        for arg, tensor in zip(args, wanted, strict=False)
-    ]
 
 
 def _run(model: nn.Module, batches: Iterable[Tensor | Sequence[Any]], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What is warned or raised when something would be left as it is."""
+"""The warning and the errors of this package that its parts share, and whom a warning tells."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ class StrictError(ValueError):
         ...     geninit.vae_(layer, strict=True)
         ... except geninit.StrictError:
         ...     layer.reset_parameters()  # no VAE was trained on 9x9 kernels
+    """
+
+
+class GeneratorFileError(ValueError):
+    """A generator file that can't be used; the message names the file, what is wrong and what to do.
+
+    Examples:
+        >>> try:
+        ...     geninit.load("damaged.safetensors")
+        ... except geninit.GeneratorFileError as error:
+        ...     print(str(error).partition(":")[0])
+        damaged.safetensors can't be read as a generator
     """
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +12,13 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from tests.support.hub_server import FakeHub, serve
-from tests.support.toy_generator import KIND, Toy, record, toy
-from torch_geninit.hub import download, file, manifest, registry
-from torch_geninit.hub.config import KINDS
-from torch_geninit.hub.file import GeneratorFileError
+from tests.support.hub_server import COMMIT, REPOSITORY, FakeHub, use_endpoint, write_manifest
+from tests.support.toy_generator import Toy, record, toy
+from torch_geninit.errors import GeneratorFileError
+from torch_geninit.hub import download, registry
 from torch_geninit.hub.registry import HubError
 
-COMMIT = "0123456789" * 4
-REPOSITORY = "someone/toy"
-
-
-@pytest.fixture(scope="module")
-def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
-    file.write(toy(), path)
-    return path.read_bytes()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty Hub cache, an empty folder of shipped files, the toy generator, and no token."""
-    monkeypatch.setitem(KINDS, "ghn", KIND["ghn"])
-    (tmp_path / "shipped").mkdir()
-    monkeypatch.setattr(manifest, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr(manifest, "locate", lambda: tmp_path / "manifest.json")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def server(content: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub that has the toy, and a client that is online and knows no other."""
-    with serve() as fake:
-        fake.files[REPOSITORY, COMMIT, "toy.safetensors"] = content
-        use_endpoint(fake.endpoint, monkeypatch)
-        yield fake
-        huggingface_hub.close_session()
-
-
-def use_endpoint(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    huggingface_hub.close_session()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-
-
-@pytest.fixture
-def published(tmp_path: Path, content: bytes) -> None:
-    write_manifest(tmp_path, record(content, repo_id=REPOSITORY, revision=COMMIT))
-
-
-def write_manifest(folder: Path, *records: dict[str, Any]) -> None:
-    (folder / "manifest.json").write_text(json.dumps({"schema": 1, "generators": list(records)}))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def failure(name: str = "toy", **options: Any) -> str:
@@ -93,15 +38,6 @@ def failure(name: str = "toy", **options: Any) -> str:
     assert f"hf download {REPOSITORY} toy.safetensors --revision {COMMIT}" in message
     assert caught.value.__cause__ is not None
     return message
-
-
-def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Every file and folder below, with the times at which it or what is in it changed."""
-    return {
-        str(path): (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
-        for path in sorted(folder.rglob("*"))
-        for status in [path.lstat()]
-    }
 
 
 @pytest.mark.usefixtures("published")
@@ -384,121 +320,3 @@ class TestResolution:
         lines = repr(entries).splitlines()
         assert len(lines) == 4 and "2.0" in lines[3] and "missing" in lines[3]
         assert "<td>missing</td>" in entries._repr_html_()
-
-
-PROCESSES = """
-import json, os, sys, time
-from pathlib import Path
-from torch_geninit.hub import manifest
-from torch_geninit.hub.download import HubOptions, Source, fetch
-import huggingface_hub
-count, user, source = json.loads(sys.argv[1])
-if user is not None:
-    # The child may not be allowed to read what is imported at the first request.
-    try:
-        fetch(Source(*source[:2], "absent.safetensors"), HubOptions(cache_dir="/dev/null/cache"))
-    except OSError:
-        huggingface_hub.close_session()
-else:
-    import huggingface_hub.file_download
-start = time.time() + 0.2
-pids = []
-for index in range(count):
-    pid = os.fork()
-    if pid:
-        pids.append(pid)
-        continue
-    code = 1
-    try:
-        if user is not None:
-            os.setgid(user)
-            os.setuid(user)
-        time.sleep(max(0.0, start - time.time()))
-        said = str(fetch(Source(*source)))
-        code = 0
-    except BaseException as error:
-        said = f"{type(error).__name__}: {error}".replace("\\n", " ")
-    # In one piece, since all write to the same pipe.
-    os.write(1, f"{said}\\n".encode())
-    os._exit(code)
-print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
-"""
-
-
-def run_processes(
-    count: int, source: list[Any], environment: dict[str, str], user: int | None = None
-) -> tuple[list[str], list[int]]:
-    """Call fetch in so many processes at once; what each printed, and their exit codes."""
-    # A busy machine may keep eight processes and the server waiting for each other.
-    patient = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_ETAG_TIMEOUT": "60"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROCESSES, json.dumps([count, user, source])],
-        env={**os.environ, **patient, **environment},
-        cwd=manifest.PACKAGE.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    *lines, codes = done.stdout.splitlines()
-    return lines, json.loads(codes)
-
-
-@pytest.mark.system
-class TestProcesses:
-    """With the environment that users set, which the client reads when it is imported."""
-
-    @staticmethod
-    def source(content: bytes) -> list[Any]:
-        return [REPOSITORY, COMMIT, "toy.safetensors", record(content)["sha256"], len(content)]
-
-    def test_eight_at_once_are_one_download(self, server: FakeHub, content: bytes, tmp_path: Path) -> None:
-        environment = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home")}
-        lines, codes = run_processes(8, self.source(content), environment)
-        assert codes == [0] * 8, lines
-        assert len(set(lines)) == 1, set(lines)
-        path = lines[0]
-        assert Path(path).read_bytes() == content
-        assert path.startswith(str(tmp_path / "home"))
-        assert server.count("GET") == 1
-
-    @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
-    def test_read_only_cache(self, server: FakeHub, content: bytes, tmp_path: Path) -> None:
-        home = tmp_path / "home"
-        environment = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(home)}
-        download.fetch(download.Source(*self.source(content)), download.HubOptions(cache_dir=home / "hub"))
-        server.requests.clear()
-        for path in [home, *home.rglob("*")]:
-            if not path.is_symlink():
-                path.chmod(0o555 if path.is_dir() else 0o444)
-        nobody = None
-        if os.geteuid() == 0:
-            # To root no folder is read-only.
-            nobody = 65534
-            # pytest's folders are closed to others; with pytest-xdist there is one more of them.
-            for path in (tmp_path, *list(tmp_path.parents)[:3]):
-                path.chmod(path.stat().st_mode | 0o055)
-        before = tree(home)
-        lines, codes = run_processes(1, self.source(content), environment, nobody)
-        assert codes == [0], lines
-        assert tree(home) == before
-        assert not any("/toy.safetensors" in path for _, path in server.requests)
-        other = [REPOSITORY, COMMIT, "other.safetensors", None, None]
-        server.files[REPOSITORY, COMMIT, "other.safetensors"] = content
-        lines, codes = run_processes(1, other, environment, nobody)
-        assert codes == [1]
-        assert "HubError" in lines[0] and "can't be written" in lines[0] and str(home) in lines[0]
-        for path in [home, *home.rglob("*")]:
-            if path.is_dir() and not path.is_symlink():
-                path.chmod(0o755)
-
-    def test_offline_by_environment(self, server: FakeHub, content: bytes, tmp_path: Path) -> None:
-        environment = {
-            "HF_ENDPOINT": server.endpoint,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "1",
-        }
-        lines, codes = run_processes(1, self.source(content), environment)
-        assert codes == [1]
-        assert "HubError" in lines[0] and "offline mode is on" in lines[0]
-        assert not server.requests

@@ -16,10 +16,11 @@ from torch import nn
 import torch_geninit as geninit
 from tests.conftest import ghn_config
 from tests.support.toy_generator import record
+from torch_geninit.errors import GeneratorFileError
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.hub import manifest
-from torch_geninit.hub.file import GeneratorFileError, write
+from torch_geninit.hub.file import write
 from torch_geninit.parameters.named import list_parameters
 from torch_geninit.planning import verdict
 from torch_geninit.planning.auto import select

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+COMMIT = "0123456789" * 4
+REPOSITORY = "someone/toy"
 
 
 @dataclass
@@ -117,3 +127,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing: the test reads ``requests``."""
+
+
+def use_endpoint(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub.close_session()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+
+
+def write_manifest(folder: Path, *records: dict[str, Any]) -> None:
+    (folder / "manifest.json").write_text(json.dumps({"schema": 1, "generators": list(records)}))
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Every file and folder below, with the times at which it or what is in it changed."""
+    return {
+        str(path): (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        for path in sorted(folder.rglob("*"))
+        for status in [path.lstat()]
+    }

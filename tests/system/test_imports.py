@@ -39,7 +39,6 @@ FLOORS = [
 # More than the floors say.
 NEVER = {
     "_utils": {"errors", "batchnorm"},
-    "batchnorm": {"_utils"},
     "parameters": {"hub"},
     "parameters.write": {"generators.base", "generators.entry"},
     "hub": {"parameters", "graph.tracer"},

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,16 +14,17 @@ from typing import Any, BinaryIO, cast
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from torch_geninit._utils import strict_json
 from torch_geninit._utils.checks import expect
 from torch_geninit._utils.interrupts import never_while_switching
 from torch_geninit._utils.surroundings import undisturbed
+from torch_geninit.errors import GeneratorFileError
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.probe import CLASSES, IMAGES, LABELS, Probe
-from torch_geninit.hub.config import FORMAT_VERSION, KINDS, check_config
+from torch_geninit.hub.config import FORMAT_VERSION, check_config
 from torch_geninit.hub.header import Header, HeaderError, TensorInfo, read_header
+from torch_geninit.hub.skeleton import INTEGERS, build, compare
 
 METADATA_KEY = "torch_geninit"
 MAX_FILE_BYTES = 8 << 30
@@ -32,27 +32,7 @@ MAX_FILE_BYTES = 8 << 30
 _PIECE = 1 << 22
 _CONVERT = "python -m torch_geninit.convert {} TARGET.safetensors"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_INTEGERS = {
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_DTYPES = {**_FLOATS, **{name: dtype for dtype, name in _INTEGERS.items()}}
-
-
-class GeneratorFileError(ValueError):
-    """A generator file that can't be used; the message names the file, what is wrong and what to do.
-
-    Examples:
-        >>> try:
-        ...     geninit.load("damaged.safetensors")
-        ... except geninit.GeneratorFileError as error:
-        ...     print(str(error).partition(":")[0])
-        damaged.safetensors can't be read as a generator
-    """
+_DTYPES = {**_FLOATS, **{name: dtype for dtype, name in INTEGERS.items()}}
 
 
 @undisturbed()
@@ -76,8 +56,8 @@ def read(path: str | os.PathLike[str]) -> WeightGenerator:
     path = Path(path)
     with _readable(path) as (file, header):
         config = _config(path, header)
-        generator = _build(path, config, len(header.tensors))
-        probed = _compare(path, config, header, generator)
+        generator = build(path, config, len(header.tensors))
+        probed = compare(path, config, header, generator)
         values = {}
         with never_while_switching(), torch.inference_mode(False), torch.no_grad():
             # straight into place, in the file's order: no more than one tensor is in memory twice
@@ -171,7 +151,7 @@ def write(
         )
         tensors = {IMAGES: generator.probe.images.contiguous(), LABELS: generator.probe.labels.contiguous()}
     Probe.check_header(
-        config, {name: (_INTEGERS.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
+        config, {name: (INTEGERS.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
     )
     for name, tensor in generator.state_dict().items():
         stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
@@ -212,8 +192,8 @@ def outline(path: str | os.PathLike[str]) -> WeightGenerator:
     path = Path(path)
     with _readable(path) as (_, header):
         config = _config(path, header)
-        generator = _build(path, config, len(header.tensors))
-        _compare(path, config, header, generator)
+        generator = build(path, config, len(header.tensors))
+        compare(path, config, header, generator)
     return generator.eval().requires_grad_(False)
 
 
@@ -266,96 +246,3 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
     except ValueError as error:
         raise GeneratorFileError(f"{path} can't be used: {error}") from error
     return cast("dict[str, Any]", config)
-
-
-class _Outline(TorchFunctionMode):
-    """Build a network's tensors without values, and stop if they are far more than the file holds.
-
-    Initialisers are skipped: the values come from the file, and to draw normal numbers on the meta device
-    torch imports sympy, which takes longer than all the rest.
-    """
-
-    fills = {"normal_", "uniform_", "zero_", "fill_"} | {name for name in dir(nn.init) if name.endswith("_")}
-
-    def __init__(self, calls: int) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        self.calls -= 1
-        if self.calls < 0:
-            raise ValueError("the sizes describe a network with far more parameters than the file holds")
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.fills:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def _build(path: Path, config: dict[str, Any], tensors: int) -> WeightGenerator:
-    module, name = KINDS[config["kind"]]
-    cls: type[WeightGenerator] = getattr(importlib.import_module(module), name)
-    check = getattr(cls, "check_config", None)
-    try:
-        if check is not None:
-            check(config)
-        # A layer makes some five calls for each of its tensors. The outline is asked when initialisers switch
-        # autograd off and on, too, and may stop there: no_grad around it puts the caller's mode back.
-        with never_while_switching(), torch.no_grad(), torch.device("meta"), _Outline(1_000 + 100 * tensors):
-            return cls(config)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise GeneratorFileError(
-            f"{path} can't be used: its config's sizes or other entries don't make a {config['kind']} "
-            f"generator ({type(error).__name__}: {str(error)[:300]})"
-        ) from error
-
-
-def _compare(path: Path, config: dict[str, Any], header: Header, generator: WeightGenerator) -> bool:
-    """Check that the tensors are the generator's, and return whether there is a probe besides."""
-    expected = generator.state_dict()
-    probe = {n: (i.dtype, i.shape) for n, i in header.tensors.items() if n.startswith("probe.")}
-    try:
-        Probe.check_header(config, probe)
-    except ValueError as error:
-        raise GeneratorFileError(f"{path} can't be used: {error}") from error
-    found = {name: info for name, info in header.tensors.items() if name not in probe}
-    problems = [f"missing tensor {name!r}" for name in expected if name not in found]
-    problems += [f"unexpected tensor {name[:100]!r}" for name in found if name not in expected]
-    for name, tensor in expected.items():
-        info = found.get(name)
-        if info is not None and (problem := _mismatch(tensor, info)):
-            problems.append(f"tensor {name!r}: {problem}")
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise GeneratorFileError(
-            f"{path} can't be used: its tensors are not those of the {config['kind']} generator that its "
-            f"config describes: {'; '.join(problems[:5])}{more}. The file was changed, or comes from another "
-            "version of torch-geninit: export it again."
-        )
-    stored = {id(tensor) for tensor in generator.state_dict(keep_vars=True).values()}
-    for module in generator.modules():
-        held = [*module.buffers(recurse=False), *(v for v in vars(module).values() if isinstance(v, Tensor))]
-        if any(tensor.is_meta and id(tensor) not in stored for tensor in held):
-            raise TypeError(
-                f"{type(module).__name__} holds a tensor that is not in its state dict, so no file can "
-                "restore it: register it as a persistent buffer, or compute it where it is used"
-            )
-    return bool(probe)
-
-
-def _mismatch(tensor: Tensor, info: TensorInfo) -> str | None:
-    if tuple(tensor.shape) != info.shape:
-        return f"expected shape {tuple(tensor.shape)}, got {info.shape}"
-    wanted: tuple[str, ...]
-    if tensor.is_floating_point():
-        wanted = tuple(_FLOATS)
-    else:
-        wanted = (_INTEGERS.get(tensor.dtype, str(tensor.dtype)),)
-    return None if info.dtype in wanted else f"expected dtype {' or '.join(wanted)}, got {info.dtype}"

@@ -1,5 +1,6 @@
-"""The graphs of GHN-2 and GHN-3 on lists and sets of pairs, written from their description step by step.
+"""GHN-2's and GHN-3's graphs step by step, in one file because each is read beside one description.
 
+Lists and sets of pairs, not the package's way.
 A node is (label, parameter or None, autograd function or None), an edge a pair of positions. Where today's
 originals go wrong on a network this does too, but for what the caller changes in the network beforehand.
 """

@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from torch_geninit.graph.tracer.stand_ins import StandIn, StandInCopies
 from torch_geninit.graph.tracer.structure import ATOMS, CONTAINERS, Structures
 from torch_geninit.graph.tracer.uncopied import Uncopied
-
-StandIn = Callable[[Tensor], Tensor]
 
 # What only names something of the process, or can't change.
 _SHARED = (
@@ -329,23 +327,3 @@ _RULES_OF_BASES: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (threading.local, Copier._local),
     (torch.Generator, Copier._generator),
 )
-
-
-class StandInCopies(TorchFunctionMode):
-    """Make ``copy.deepcopy`` of a tensor return its stand-in."""
-
-    def __init__(self, stand_in: StandIn) -> None:
-        super().__init__()
-        self.stand_in = stand_in
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is Tensor.__deepcopy__:
-            tensor, memo = args
-            if id(tensor) not in memo:
-                memo[id(tensor)] = self.stand_in(tensor)
-            return memo[id(tensor)]
-        if func is Tensor.clone:  # how a Parameter copies itself
-            return self.stand_in(args[0])
-        return func(*args, **(kwargs or {}))
