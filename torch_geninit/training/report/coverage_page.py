@@ -15,9 +15,10 @@ HEADER = (
 NUMBERS = frozenset(range(len(HEADER))) - {0, HEADER.index("kept, by reason")}
 INTRODUCTION = """# Coverage
 
-What `ghn_` does to models that others wrote, with the trust check off; with it on, a network that the
-generator doesn't know is left as it is. `python -m torch_geninit.training coverage` rewrites it section by
-section, and `pytest -m full` asserts on every model what the first line of its section says.
+What `ghn_` does to models that others wrote, with the trust check off; with it on, a network that is
+not surely better than chance on the generator's probe is left as it is. `python -m torch_geninit.training
+coverage` rewrites it section by section, and `pytest -m full` asserts on every model what the first line of
+its section says.
 
 Classifiers have as many classes as the generator, so heads are generated too. "2-D or more" is the share of
 tensors of two or more dimensions that are generated. "Kept" counts the parameters that keep their values, by
