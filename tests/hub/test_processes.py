@@ -15,15 +15,14 @@ from tests.support.hub_server import COMMIT, REPOSITORY, FakeHub, tree
 from tests.support.toy_generator import record
 from torch_geninit.hub import download, manifest
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 PROCESSES = """
 import json, os, sys, time
 from pathlib import Path
 from torch_geninit.hub import manifest
 from torch_geninit.hub.download import HubOptions, Source, fetch
 import huggingface_hub
-
-pytestmark = pytest.mark.usefixtures("cache")
-
 count, user, source = json.loads(sys.argv[1])
 if user is not None:
     # The child may not be allowed to read what is imported at the first request.
