@@ -37,6 +37,7 @@ from torch_geninit.convert import archives
 from torch_geninit.convert.archives import ConversionError
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.hub import file, manifest
+from torch_geninit.hub.config import KINDS
 
 PACKAGE = str(Path(geninit.__file__).parent)
 CASES = Path(__file__).parent / "fuzz_cases"
@@ -251,12 +252,12 @@ def keep(name: str, content: bytes) -> None:
 @contextmanager
 def toys() -> Iterator[None]:
     """Let files of the kind "ghn" be toys, which are small and quick."""
-    before = dict(file.KINDS)
-    file.KINDS.update(KIND)
+    before = dict(KINDS)
+    KINDS.update(KIND)
     try:
         yield
     finally:
-        file.KINDS.update(before)
+        KINDS.update(before)
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import fuzz
+from tests.support import fuzz, mutations
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -69,7 +69,7 @@ def test_the_loop_finds_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     for read, said in ((hole, "hole"), (greedy, "MiB"), (slow, "processor time"), (littering, "left")):
         if read is greedy and not fuzz.resident("VmRSS"):
             continue
-        parser = fuzz.Parser(read, ValueError, fuzz.mutate_bytes, [lambda: b"12"])
+        parser = fuzz.Parser(read, ValueError, mutations.mutate_bytes, [lambda: b"12"])
         monkeypatch.setitem(fuzz.PARSERS, "faulty", parser)
         report = fuzz.fuzz("faulty", 1, seed=0)
         assert report.failures and said in report.failures[0][1], said
