@@ -40,8 +40,8 @@ def covariance_(
             two dimensions, or the schedule is not positive everywhere.
 
     Source: A. Trockman, D. Willmott and J. Z. Kolter, Understanding the Covariance Structure of Convolutional
-    Filters, ICLR 2023, arXiv 2210.03651. The authors' repository is empty. The closed form is written from
-    the paper's description; tapers and the subtracted half follow it, the scale and the constants are ours.
+    Filters, ICLR 2023, arXiv 2210.03651. The authors' repository is empty, so the closed form could not
+    be held against their code. The scale and the constants are ours.
 
     Example::
 
