@@ -57,3 +57,37 @@ def test_the_error_of_ensembles_covers_what_other_members_would_have_given() -> 
     _, error = metrics.mean_and_error(pairs, 6, 2)
     assert error == pytest.approx(statistics.stdev(worths) / math.sqrt(6))
     assert metrics.mean_and_error([0.5], 6, 6) == (0.5, None)
+
+
+@pytest.mark.parametrize("bins", [10, 15])
+def test_calibration_error_is_its_definition(bins: int) -> None:
+    draw = torch.Generator().manual_seed(bins)
+    probabilities = (2 * torch.randn(400, 10, generator=draw)).softmax(1)
+    labels = torch.randint(0, 10, (400,), generator=draw)
+    confidence, guess = probabilities.max(1)
+    expected = 0.0
+    for index in range(bins):
+        inside = (confidence > index / bins) & (confidence <= (index + 1) / bins)
+        if inside.any():
+            right = (guess == labels)[inside].float().mean()
+            expected += inside.float().mean().item() * abs(right - confidence[inside].mean()).item()
+    assert metrics.ece(probabilities, labels, bins) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_temperature_undoes_a_factor(factor: float) -> None:
+    """Labels drawn from softmax(z) make 1 the temperature of z; that of factor * z is the factor."""
+    draw = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20000, 5, generator=draw)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
+    assert metrics.temperature(factor * logits, labels) == pytest.approx(factor, rel=0.05)
+
+
+def test_tables_of_pairs_have_the_mean_of_pairs() -> None:
+    draw = torch.Generator().manual_seed(0)
+    members = [torch.randn(50, 4, generator=draw) for _ in range(3)]
+    tables, means = metrics.pairwise(members), metrics.diversity(members)
+    for key, table in tables.items():
+        upper = [table[i][j] for i in range(3) for j in range(i)]
+        assert sum(upper) / 3 == pytest.approx(means[key], abs=1e-6)
+        assert [table[i][i] for i in range(3)] == pytest.approx([1.0 if key == "cosine" else 0.0] * 3)

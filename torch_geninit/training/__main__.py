@@ -46,6 +46,7 @@ COMMANDS = {
         "evaluate.recipes",
         "train ResNet-20 for an epoch of ordinary recipes, over scales of kernels and classifier",
     ),
+    "report": ("report.command", "make the pages of the comparison from records; measure what is missing"),
     "coverage": ("report.coverage", "try a generator on the models of torchvision, timm or transformers"),
     "benchmark": ("report.benchmark", "time the initialisers beside torch's own initialisation"),
     "export": (

@@ -38,9 +38,39 @@ def measures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         "accuracy": accuracy(probabilities, labels),
         "nll": F.nll_loss(probabilities.clamp(min=1e-12).log(), labels).item(),
         "brier": (probabilities - one_hot).square().sum(1).mean().item(),
-        "ece": multiclass_calibration_error(
-            probabilities, labels, num_classes=probabilities.shape[1], n_bins=10
-        ).item(),
+        "ece": ece(probabilities, labels, 10),
+    }
+
+
+def ece(probabilities: Tensor, labels: Tensor, bins: int) -> float:
+    """Return the expected calibration error of probabilities (N, classes), in equal bins of confidence."""
+    classes = probabilities.shape[1]
+    return multiclass_calibration_error(probabilities, labels, num_classes=classes, n_bins=bins).item()
+
+
+def temperature(logits: Tensor, labels: Tensor) -> float:
+    r"""Return the temperature, between 1/20 and 20, after which logits (N, classes) are likeliest.
+
+    .. math:: T = \arg\min_T -\frac1N \sum_n \log \operatorname{softmax}(z_n / T)_{y_n}
+
+    Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv 1706.04599.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(logits.double() / math.exp(log_temperature), labels).item()
+
+    most = math.log(20)
+    return math.exp(minimize_scalar(loss, bounds=(-most, most), method="bounded").x)
+
+
+def pairwise(members: Sequence[Tensor]) -> dict[str, list[list[float]]]:
+    """Return ``disagreement`` and ``cosine`` of :func:`diversity` for every pair, as square tables."""
+    classes = torch.stack([member.argmax(1) for member in members])
+    flat = F.normalize(torch.stack([member.flatten() for member in members]).double(), dim=1)
+    return {
+        "disagreement": (classes[:, None] != classes[None]).double().mean(2).tolist(),
+        "cosine": (flat @ flat.T).tolist(),
     }
 
 

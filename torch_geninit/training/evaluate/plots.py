@@ -41,8 +41,11 @@ class Style(NamedTuple):
 
 
 INITIALISATIONS: Mapping[str, Style] = {
+    "pytorch": Style(SKY, "D", "PyTorch's default"),
     "he": Style(BLACK, "o", "He"),
     "xavier": Style(BLACK, "s", "Xavier"),
+    "orthogonal": Style(GREEN, "s", "orthogonal"),
+    "lsuv": Style(PURPLE, "P", "LSUV"),
     "vae-cifar10": Style(ORANGE, "D", "VAE"),
     "ghn-cifar10": Style(BLUE, "^", "GHN"),
     "noise-ghn-cifar10": Style(RED, "v", "noise GHN"),
@@ -101,7 +104,7 @@ def ensembles(found: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw accuracy, NLL and ECE of ensembles over severity, 0 for clean images, with standard errors."""
     kinds = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
     by_zoo = {one["zoo"]: one for one in found}
-    with _picture(path, (13, 4.6), columns=len(kinds)) as panels:
+    with picture(path, (13, 4.6), columns=len(kinds)) as panels:
         for axes, (key, title) in zip(panels, kinds.items(), strict=True):
             unit = 1 if key == "nll" else 100
             for zoo, style in styles(by_zoo).items():
@@ -129,7 +132,7 @@ def initialisations(found: Mapping[str, Any], path: str | Path) -> None:
     """
     from matplotlib.ticker import MaxNLocator
 
-    with _picture(path, (8, 6)) as (axes,):
+    with picture(path, (8, 6)) as (axes,):
         for name, style in styles(found).items():
             row = found[name]
             means, deviations = (
@@ -150,7 +153,7 @@ def initialisations(found: Mapping[str, Any], path: str | Path) -> None:
 def first_epoch(pairs: Sequence[Pair], path: str | Path) -> None:
     """Draw accuracy from generated weights over that from He initialisation: mean, deviation over seeds."""
     generated = [pair for pair in pairs if pair.lead() is not None]
-    with _picture(path, (9.6, 7.2)) as (axes,):
+    with picture(path, (9.6, 7.2)) as (axes,):
         families = sorted({pair.he["family"] for pair in generated})
         for family, style in styles(families, FAMILY_STYLES).items():
             own = [pair for pair in generated if pair.he["family"] == family]
@@ -181,7 +184,7 @@ def first_epoch(pairs: Sequence[Pair], path: str | Path) -> None:
 def expected_and_measured(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw measured accuracy over expected accuracy with its interval; those not trusted are hollow."""
     with_expectation = [record for record in records if record["expected"]]
-    with _picture(path, (9.6, 7.2)) as (axes,):
+    with picture(path, (9.6, 7.2)) as (axes,):
         families = sorted({record["family"] for record in with_expectation})
         for family, style in styles(families, FAMILY_STYLES).items():
             axes.plot([], [], style.marker, color=style.colour, label=style.label)
@@ -212,7 +215,7 @@ def expected_and_measured(records: Sequence[Mapping[str, Any]], path: str | Path
 
 def diversity_tradeoff(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw accuracy over disagreement, a line a generator: all members together, and dashed the mean one."""
-    with _picture(path, (8, 6)) as (axes,):
+    with picture(path, (8, 6)) as (axes,):
         for name, style in styles(record["generator"] for record in records).items():
             own = sorted(
                 (r for r in records if r["generator"] == name), key=lambda r: float(r["disagreement"])
@@ -235,7 +238,7 @@ def diversity_tradeoff(records: Sequence[Mapping[str, Any]], path: str | Path) -
 
 
 @contextmanager
-def _picture(path: str | Path, size: tuple[float, float], columns: int = 1) -> Iterator[list[Axes]]:
+def picture(path: str | Path, size: tuple[float, float], columns: int = 1) -> Iterator[list[Axes]]:
     """Hand out the panels of a picture, a row of them, and write it to ``path``."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -107,6 +107,11 @@ def xavier_(model: nn.Module) -> nn.Module:
     return _draw(model, nn.init.xavier_normal_)
 
 
+def orthogonal_(model: nn.Module) -> nn.Module:
+    """Draw convolutions (as matrices, a row a filter) and linear layers orthogonal; biases zero."""
+    return _draw(model, nn.init.orthogonal_)
+
+
 def _draw(model: nn.Module, draw) -> nn.Module:  # type: ignore[no-untyped-def]
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
