@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torch_geninit as geninit
 from tests.support.batchnorm import batches, buffers, net
@@ -210,3 +211,25 @@ def test_a_layer_that_only_some_batches_reach_averages_over_these() -> None:
         means = [model.conv(x).mean((0, 2, 3)) for x in data]
     torch.testing.assert_close(model.norms[0].running_mean, means[1])
     torch.testing.assert_close(model.norms[1].running_mean, (means[0] + means[2]) / 2)
+
+
+def test_statistics_that_no_batch_can_change_are_refused_by_name() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match=r"'0' are an inference tensor.*outside torch.inference_mode"):
+        geninit.recalibrate_bn_(model, batches())
+    with FakeTensorMode():
+        model = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match="'0' are fake"):
+        geninit.recalibrate_bn_(model, batches())
+
+
+def test_a_model_that_overrides_its_own_lists_is_calibrated_all_the_same() -> None:
+    class Private(nn.Sequential):
+        def modules(self, *_: object, **__: object) -> Iterator[nn.Module]:
+            raise RuntimeError
+
+        named_modules = modules  # type: ignore[assignment]
+
+    model = geninit.recalibrate_bn_(Private(nn.BatchNorm2d(3)), batches())
+    assert int(model[0].num_batches_tracked) == 3

@@ -15,7 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from torch_geninit._utils.modules import named_buffers, named_modules, named_parameters, set_training
 from torch_geninit._utils.plain_averages import PlainAverages, memory
+from torch_geninit._utils.surroundings import refuse_inside_transforms
+from torch_geninit._utils.tensors import has_no_values, is_fake
 from torch_geninit.errors import warn_caller
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -48,7 +51,9 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
 
     Raises:
         ValueError: if there are no batches, one holds no values or some that are not finite, the statistics
-            come out not finite, or the model is on the meta device or still lazy.
+            come out not finite, or the statistics are on the meta device, fake, still lazy, or inference
+            tensors.
+        RuntimeError: inside of a function that torch compiles, traces or transforms.
         TypeError: if ``model`` is no module, or a batch is no tensor and doesn't start with one.
         Exception: whatever the model or ``batches`` raise; the old statistics are put back first.
 
@@ -63,10 +68,11 @@ def recalibrate_bn_(model: ModuleT, batches: Iterable[Tensor | Sequence[Any]]) -
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    refuse_inside_transforms()
     found = _find(model)
     if not found:
         return model
-    device = next(chain(model.parameters(), model.buffers())).device
+    device = next(tensor.device for _, tensor in chain(named_parameters(model), named_buffers(model)))
     with _calibrating(model, found) as layers:
         _run(model, batches, device)
     kept = [layer for layer in layers if not layer.calibrated]
@@ -95,13 +101,13 @@ def calibrating(model: nn.Module) -> Iterator[list[_Layer]]:
 @contextmanager
 def _calibrating(model: nn.Module, found: Sequence[_Layer]) -> Iterator[list[_Layer]]:
     layers = list({memory(layer.module.running_mean): layer for layer in reversed(found)}.values())[::-1]
-    flags = [(module, module.training) for module in model.modules()]
+    flags = [(module, module.training) for _, module in named_modules(model)]
     with torch.no_grad():
         try:
             for module, _ in flags:
-                module.training = False
+                set_training(module, False)
             for layer in found:
-                layer.module.training = True
+                set_training(layer.module, True)
             for layer in layers:
                 layer.follow_forward()
             with PlainAverages((layer.module.running_mean, layer.count_update) for layer in layers):
@@ -116,7 +122,7 @@ def _calibrating(model: nn.Module, found: Sequence[_Layer]) -> Iterator[list[_La
             for layer in layers:
                 layer.leave_forward()
             for module, training in flags:
-                module.training = training
+                set_training(module, training)
         for layer in layers:
             layer.calibrated = layer.updated
             layer.finish() if layer.calibrated else layer.restore()
@@ -228,7 +234,7 @@ class _Layer:
 
 def _find(model: nn.Module) -> list[_Layer]:
     layers = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         buffers = dict(module.named_buffers(recurse=False))
         # A scripted or traced module keeps the name of the class that it was.
         kind = getattr(module, "original_name", type(module).__name__)
@@ -237,8 +243,13 @@ def _find(model: nn.Module) -> list[_Layer]:
         if isinstance(module, _InstanceNorm) or kind.startswith("InstanceNorm"):
             continue
         for tensor in buffers.values():
-            if is_lazy(tensor) or tensor.is_meta:
-                got = "lazy" if is_lazy(tensor) else "on the meta device"
+            if not is_lazy(tensor) and tensor.is_inference() and not torch.is_inference_mode_enabled():
+                raise ValueError(
+                    f"the statistics of {name!r} are an inference tensor, which can't be written outside of "
+                    "inference mode. Build the model outside torch.inference_mode()"
+                )
+            if is_lazy(tensor) or has_no_values(tensor):
+                got = "lazy" if is_lazy(tensor) else "fake" if is_fake(tensor) else "on the meta device"
                 raise ValueError(
                     f"the statistics of {name!r} are {got}: expected a materialised model; "
                     "run it once on example inputs, or model.to_empty(device=...) and initialise it first"

@@ -222,3 +222,81 @@ def test_inside_a_function_being_compiled_a_call_is_refused_in_a_sentence(tiny: 
         torch.compile(build, backend="eager")(torch.zeros(2, 3, 8, 8))
     assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), before, strict=True))
     geninit.ghn_(layer, pretrained=weights, untrusted="generate")
+
+
+def test_noise_hypernetworks_measure_apart_from_the_modes_of_others() -> None:
+    expected = geninit.noise_ghn_(resnet20(), 3).state_dict()
+    model = resnet20()
+    with torch.device("meta"):
+        geninit.noise_ghn_(model, 3)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    torch.set_flush_denormal(True)
+    try:
+        yield
+        assert not float(torch.full((1,), 1e-38) * 0.1)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    backend: Any = torch.backends.mkldnn
+    backend.enabled = False
+    try:
+        yield
+        assert not backend.enabled
+    finally:
+        backend.enabled = True
+
+
+@pytest.mark.parametrize("ambient", [flushed_denormals, without_onednn])
+def test_arithmetic_of_the_process_is_no_matter(ambient: Callable[[], AbstractContextManager[None]]) -> None:
+    expected = geninit.ghn_(resnet20()).state_dict()
+    with ambient():
+        model = geninit.ghn_(resnet20())
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def under_vmap(call: Callable[[], object]) -> None:
+    torch.vmap(lambda x: (call(), x)[1])(torch.zeros(2))
+
+
+def under_grad(call: Callable[[], object]) -> None:
+    torch.func.grad(lambda x: (call(), x)[1])(torch.zeros(()))
+
+
+def under_jit(call: Callable[[], object]) -> None:
+    torch.jit.trace(lambda x: (call(), x + 1)[1], torch.zeros(2))
+
+
+def under_fx(call: Callable[[], object]) -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            call()
+            return x
+
+    torch.fx.symbolic_trace(Root())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")
+@pytest.mark.parametrize("around", [under_vmap, under_grad, under_jit, under_fx])
+@pytest.mark.parametrize("which", ["vae_", "ghn_", "recalibrate_bn_"])
+def test_inside_of_what_is_traced_or_transformed_the_refusal_is_one_sentence(
+    around: Callable[[Callable[[], object]], None], which: str
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calls: dict[str, Callable[[], object]] = {
+        "vae_": lambda: geninit.vae_(model, seed=0),
+        "ghn_": lambda: geninit.ghn_(model),
+        "recalibrate_bn_": lambda: geninit.recalibrate_bn_(model, [torch.zeros(2, 3, 8, 8)]),
+    }
+    with pytest.raises(
+        RuntimeError, match=r"^torch-geninit can't run inside of a function .* initialise before"
+    ):
+        around(calls[which])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

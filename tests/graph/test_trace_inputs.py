@@ -29,6 +29,7 @@ from torch_geninit.graph.tracer.trace import TraceError, trace
         (torch.zeros(0, 4), r"tensors with elements, got a float32 tensor of shape \(0, 4\). A batch of one"),
         ({"x": torch.zeros(0, 4)}, "A batch of one is enough"),
         (iter([torch.zeros(1, 4)]), "can't be read twice"),
+        (torch.utils.data.DataLoader([torch.zeros(4)]), "got a DataLoader. Pass the inputs of one of its"),
         ({0: torch.zeros(1, 4)}, "keys are not the names of arguments"),
     ],
 )
@@ -152,3 +153,37 @@ def test_hooks_of_torch_that_compute_a_weight_are_followed_under_global_hooks() 
     finally:
         handle.remove()
     assert seen(found) == {"0.weight_orig", "0.bias"} and found == trace(model, torch.zeros(1, 4))
+
+
+def test_a_forward_hook_that_shapes_the_output_is_named_where_its_lack_is_felt() -> None:
+    def halved(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output[:, :3]
+
+    model = Net()
+    model.second = nn.Linear(3, 5)
+    model.first.register_forward_hook(halved)
+    with pytest.raises(TraceError, match="Hooks do not run in a trace: .*forward hook 'halved' of 'first'"):
+        trace(model, torch.zeros(1, 4))
+
+
+def test_properties_that_raise_are_no_hints_for_guesses() -> None:
+    class Raising(nn.Sequential):
+        @property
+        def image_size(self) -> int:
+            raise ValueError("not set")
+
+        default_cfg = dummy_inputs = image_size
+
+    check(Raising(nn.Conv2d(3, 4, 3)))
+
+
+def test_no_arguments_are_called_so() -> None:
+    with pytest.raises(TraceError, match="Net could not be run on no arguments: TypeError"):
+        trace(Net(), ())
+
+
+def test_a_model_on_meta_that_is_asked_for_its_values_is_told_what_helps() -> None:
+    with torch.device("meta"):
+        model = Net(lambda self, x: self.second(self.first(x)) * self.first.bias.max().item())
+    with pytest.raises(TraceError, match="on the meta device has no values .* pass graph="):
+        trace(model, torch.zeros(1, 4))

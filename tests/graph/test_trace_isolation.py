@@ -133,6 +133,36 @@ def test_no_hook_runs() -> None:
     assert calls == []
 
 
+def settings() -> list[Any]:
+    backends: Any = torch.backends
+    return [
+        *(torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()),
+        *(torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
+        *(torch.is_anomaly_enabled(), backends.cudnn.benchmark, torch.get_num_threads()),
+        *(operation.fp32_precision for operation in (backends.mkldnn.matmul, backends.cuda.matmul)),
+        len(torch.overrides._get_current_function_mode_stack()),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_settings_that_a_forward_pass_changes_are_put_back() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("cpu")
+        torch.set_grad_enabled(False)
+        torch.use_deterministic_algorithms(True)
+        torch.set_float32_matmul_precision("medium")
+        torch.autograd.set_detect_anomaly(True)
+        torch.backends.cudnn.benchmark = True
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        y: Tensor = self.second(self.first(x))
+        return y
+
+    before = settings()
+    check(Net(forward), torch.zeros(1, 4))
+    assert settings() == before
+
+
 class Watched(nn.Linear):
     """Says who was called in a log, which is of the process and so not copied."""
 

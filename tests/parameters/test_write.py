@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
@@ -184,3 +185,24 @@ class TestShards:
         out = torch.empty(30, 7)
         write_part(tile, (torch.arange(30), torch.arange(5, 12)), out)
         assert torch.equal(out, tile.expand()[:, 5:12])
+
+
+@pytest.mark.parametrize(
+    ("strides", "said"), [((0, 9, 3, 1), "elements share memory"), ((100, 9, 3, 1), "elements share memory")]
+)
+def test_a_parameter_whose_elements_share_memory_is_refused(
+    tiny: Generators, strides: tuple[int, ...], said: str
+) -> None:
+    memory = torch.zeros(4000)
+    layer = nn.Conv2d(16, 16, 3)
+    layer.weight = nn.Parameter(torch.as_strided(memory, (16, 16, 3, 3), strides))
+    with pytest.raises(ValueError, match=said):
+        geninit.vae_(layer, seed=0, pretrained=tiny("vae"))
+    assert not memory.any()
+
+
+def test_a_fake_parameter_is_refused_for_what_it_is(tiny: Generators) -> None:
+    with FakeTensorMode():
+        layer = nn.Conv2d(16, 16, 3)
+    with pytest.raises(ValueError, match=r"a fake tensor, which has no values\nBuild the model outside"):
+        geninit.vae_(layer, seed=0, pretrained=tiny("vae"))

@@ -86,3 +86,21 @@ def test_the_many_reasons_of_a_vae_are_counted(tiny: Generators) -> None:
     (text,) = said(lambda: geninit.vae_(kernels, pretrained=tiny("vae"), seed=0))
     assert "leaves 5 of 10 parameters" in text and "; 2 more reasons." in text
     assert len(text.splitlines()) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantised_layers_are_named_since_their_weights_are_no_parameters(verb: Verb) -> None:
+    model = fresh()
+    model.blocks.eval()
+    packed = torch.ao.nn.quantized.Conv2d(16, 16, 3)
+    model.extra = packed  # type: ignore[assignment]
+    lines = said(lambda: verb(model))
+    assert [line for line in lines if "leaves a quantised layer of Net as they are (first: extra)" in line]
+    with pytest.raises(geninit.StrictError, match="quantised"):
+        verb(model, strict=True)
+
+
+def test_a_model_without_parameters_is_told_so_by_a_hypernetwork(tiny: Generators) -> None:
+    (line,) = said(lambda: geninit.ghn_(nn.Sequential(nn.ReLU()), pretrained=tiny("ghn")))
+    assert line == "ghn_ writes nothing to Sequential, which has no parameters."
+    assert said(lambda: geninit.vae_(nn.ReLU(), pretrained=tiny("vae"))) == []

@@ -16,7 +16,7 @@ def check_seed(seed: Any) -> int:
     """Return a seed as an int; a truth value is no number, though Python and torch count it as one."""
     truth = isinstance(seed, bool) or "bool" in str(getattr(seed, "dtype", ""))
     if truth or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed: expected an integer, got {str(seed)[:100]}")
+        raise TypeError(f"seed: expected an integer, got {repr(seed)[:100]}")
     return operator.index(seed)
 
 

@@ -49,6 +49,8 @@ def fixed() -> Iterator[None]:
         for operation in (mkldnn.matmul, mkldnn.conv):
             stack.enter_context(_full_precision(operation))
         stack.enter_context(_one_thread())
+        stack.enter_context(_denormals())
+        stack.enter_context(_onednn())
         yield
 
 
@@ -110,6 +112,33 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(here)
         if default[0] != here:
             _in_new_thread(lambda: torch.set_num_threads(default[0]))
+
+
+@contextmanager
+def _denormals() -> Iterator[None]:
+    """Compute with the numbers nearest to zero; torch can't say whether ``set_flush_denormal`` was called."""
+    if float(torch.full((1,), 1e-38) * 0.1):
+        yield
+        return
+    torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(True)
+
+
+@contextmanager
+def _onednn() -> Iterator[None]:
+    """Compute with the library that rounds as it does by default, where there is one."""
+    mkldnn: Any = torch.backends.mkldnn
+    if mkldnn.enabled or not mkldnn.is_available():
+        yield
+        return
+    mkldnn.enabled = True
+    try:
+        yield
+    finally:
+        mkldnn.enabled = False
 
 
 def _in_new_thread(call: Callable[[], None]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def named_modules(
@@ -43,3 +44,21 @@ def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield (f"{path}.{name}" if path else name), parameter
+
+
+def named_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and buffer, a tied one once, as ``nn.Module.named_buffers`` does."""
+    seen: set[int] = set()
+    for path, part in named_modules(module):
+        for name, buffer in part._buffers.items():
+            if buffer is not None and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield (f"{path}.{name}" if path else name), buffer
+
+
+def set_training(module: nn.Module, mode: bool) -> None:
+    """Set the mode of one module, whatever its own ``train`` and ``__setattr__`` do besides."""
+    if isinstance(module, torch.jit.ScriptModule) or "training" not in vars(module):
+        module.training = mode
+    else:
+        vars(module)["training"] = mode

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.fx import _symbolic_trace
 from torch.utils import _python_dispatch
 
 from torch_geninit._utils.interrupts import never_while_switching
@@ -22,9 +23,9 @@ def undisturbed() -> Iterator[None]:
     when the block is left; other threads never notice.
 
     Raises:
-        RuntimeError: inside a function that torch.compile is compiling.
+        RuntimeError: inside a function that torch compiles, traces or transforms.
     """
-    _refuse_compilation()
+    refuse_inside_transforms()
     with ExitStack() as stack:
         stack.enter_context(never_while_switching())
         if _python_dispatch._get_current_dispatch_mode_stack():
@@ -39,14 +40,28 @@ def _no_function_modes() -> Iterator[None]:
     try:
         yield
     finally:
+        for _ in range(_STACK._len_torch_function_stack()):  # which foreign code has left
+            _STACK._pop_torch_function_stack()
         for mode in reversed(modes):
             _STACK._push_on_torch_function_stack(mode)
 
 
-def _refuse_compilation() -> None:
+def refuse_inside_transforms() -> None:
+    """Refuse to run where each operation is recorded, compiled or mapped: ours would be, too.
+
+    Raises:
+        RuntimeError: what goes on, and that the model is to be initialised before.
+    """
     callback = getattr(_STACK._dynamo.eval_frame, "get_eval_frame_callback", lambda: None)
+    interpreter = getattr(_STACK._functorch, "peek_interpreter_stack", lambda: None)
     if torch.compiler.is_compiling() or callback() not in (None, False):
-        raise RuntimeError(
-            "torch-geninit can't run inside of a function that torch.compile compiles: initialise before, "
-            "and compile the initialised model"
-        )
+        refused = "torch.compile compiles: initialise before, and compile the initialised model"
+    elif interpreter() is not None:
+        refused = "torch.func transforms, as vmap and grad do: initialise before"
+    elif _STACK._get_tracing_state() is not None:
+        refused = "torch.jit.trace traces: initialise before, and trace the initialised model"
+    elif getattr(_symbolic_trace, "_is_fx_tracing_flag", False):
+        refused = "torch.fx traces: initialise before, and trace the initialised model"
+    else:
+        return
+    raise RuntimeError(f"torch-geninit can't run inside of a function that {refused}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torch_geninit._utils.modules import named_buffers
 from torch_geninit.generators.entry import Entry, Route
 from torch_geninit.parameters.dtensor import is_sharded
 from torch_geninit.parameters.named import ParameterRef
@@ -38,7 +39,7 @@ def shared_memory(module: nn.Module, refs: Iterable[ParameterRef]) -> list[Overl
 
     Tied parameters, which hold exactly the same memory, are one, under the name of the first.
     """
-    buffers = dict(module.named_buffers())
+    buffers = dict(named_buffers(module))
     named = [(ref.name, ref.parameter) for ref in refs if ref.first is None]
     overlaps = find_overlaps([*named, *buffers.items()])
     return [o for o in overlaps if not (o.inner in buffers and o.outer in buffers)]

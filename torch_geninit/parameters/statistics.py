@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from torch_geninit._utils.modules import named_modules
 from torch_geninit.parameters.named import canonical_module
 from torch_geninit.parameters.targets import Targets
 
@@ -27,7 +28,7 @@ def buffers_to_fill(
         return []
     written = {id(parameter) for parameter in targets.written()}
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for path, part in module.named_modules():
+    for path, part in named_modules(module):
         own = [parameter for parameter in part._parameters.values() if parameter is not None]
         if own and written.isdisjoint(map(id, own)):
             continue

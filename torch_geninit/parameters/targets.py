@@ -9,6 +9,7 @@ from itertools import chain
 
 from torch import nn
 
+from torch_geninit._utils.modules import named_modules
 from torch_geninit.generators.entry import Entry, Route
 from torch_geninit.parameters import transformers
 from torch_geninit.parameters.dtensor import gathered
@@ -118,7 +119,7 @@ class PlannedParameters:
             refs,
             self._sources,
             keep_loaded=keep_loaded,
-            gathered=gathered(chain(module.modules(), self.modules)),
+            gathered=gathered(chain(dict(named_modules(module)).values(), self.modules)),
             whole=whole,
         )
 

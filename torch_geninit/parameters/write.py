@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_geninit._utils import interrupts
 from torch_geninit._utils.determinism import fixed
+from torch_geninit._utils.tensors import is_fake, overlaps_itself
 from torch_geninit.generators.compact import Compact, runs
 from torch_geninit.parameters.dtensor import Indices, is_sharded, local_indices
 from torch_geninit.parameters.named import ParameterRef
@@ -65,6 +66,8 @@ def _unwritable(p: Tensor) -> tuple[str, str] | None:
             "Materialise with model.to_empty(device=...) first; its other parameters and buffers are then "
             "to be reset too, as ghn_ does with unfilled='reset'",
         )
+    if is_fake(p):
+        return "a fake tensor, which has no values", "Build the model outside of FakeTensorMode"
     if p.is_quantized or p.dtype not in WRITABLE:
         return f"{p.dtype}", f"Initialise before converting the model, or {exclude}"
     if p.layout is not torch.strided:
@@ -85,9 +88,9 @@ def _unwritable(p: Tensor) -> tuple[str, str] | None:
             "an inference tensor outside inference mode",
             "Build the model outside torch.inference_mode()",
         )
-    if any(stride == 0 and extent > 1 for stride, extent in zip(p.stride(), p.shape, strict=True)):
+    if overlaps_itself(p):
         return (
-            f"an expanded view: shape {tuple(p.shape)}, strides {p.stride()}",
+            f"an expanded view, whose elements share memory: shape {tuple(p.shape)}, strides {p.stride()}",
             "Make it a tensor of its own with .clone()",
         )
     return None

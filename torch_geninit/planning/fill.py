@@ -20,6 +20,7 @@ from torch_geninit.planning.lone_layers import EqualDraws, refuse_lone_layer
 from torch_geninit.planning.options import PlanOptions
 from torch_geninit.planning.plan import Method, Plan
 from torch_geninit.planning.prediction import StatisticsOption, Unfilled, check_statistics, refuse_unfilled
+from torch_geninit.planning.skipped import packed_layers
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -65,13 +66,14 @@ def fill(
     check_statistics(statistics)
     made, refs = make_plan(module, method, pretrained, hub, options)
     messages.refuse_left_out(made, strict)
+    said = [messages.packed(made, packed_layers(module, method), strict)]
     targets = made.parameters.of_planned(module, refs)
     refuse_unfilled(unfilled, targets.left)
     if generator is not None and made.generated:
         with undisturbed():
             seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
     prediction = made.predict(seed=seed, noise_scale=noise_scale)
-    said = [messages.warning(made, unfilled=unfilled)]
+    said.insert(0, messages.warning(made, unfilled=unfilled))
     if method == "vae" and seed is not None and generator is None and not options.name:
         said.append(_EQUAL_DRAWS.warning(module, made, seed))
     for message in filter(None, said):

@@ -13,7 +13,8 @@ def is_lone_layer(module: nn.Module) -> bool:
     """Return whether ``module`` is a single layer of torch.nn with parameters, parametrized or not."""
     kinds = [kind for kind in type(module).__mro__ if kind is not nn.Module]
     of_torch = any(kind.__module__.startswith("torch.nn.modules.") for kind in kinds)
-    alone = all(name == "parametrizations" for name, _ in module.named_children())
+    attention = isinstance(module, nn.MultiheadAttention)  # with a linear layer of its own
+    alone = attention or all(name == "parametrizations" for name, _ in module.named_children())
     return (
         of_torch
         and alone

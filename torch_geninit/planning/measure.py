@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from torch_geninit._utils.tensors import has_no_values
 from torch_geninit.batchnorm import NotFiniteError, calibrating
 from torch_geninit.generators.compact import Compact, Tile
 from torch_geninit.generators.entry import Entry, Route
@@ -37,7 +38,7 @@ BUDGET, MOST = 40e9, 70e9
 twice that where He is run as well."""
 PER_VALUE = 60
 """Multiplications that take as long as to write and read a value: of norms, activations, depthwise layers."""
-ON_META = "the model has no values, on the meta device"
+ON_META = "the model has no values, on the meta device or fake"
 """Why nothing was measured of a model that is planned before it has memory."""
 TABLE_STD = 0.02
 """Usual standard deviation of initial tables of positions and tokens, which fan-in says nothing of."""
@@ -53,7 +54,7 @@ def measure(trial: Trial, model: nn.Module, refs: Sequence[ParameterRef]) -> Mea
     if trial.pretrained.probe is None:
         return f"{trial.source} has no probe images"
     graph = trial.request.architecture
-    if graph is None or any(ref.parameter.is_meta for ref in refs):
+    if graph is None or any(has_no_values(ref.parameter) for ref in refs):
         return ON_META
     heads = {use.name for index in head_nodes(graph) for use in graph.nodes[index].parameters}
     filled = (Route.GENERATED, Route.TIED)

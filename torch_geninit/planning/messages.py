@@ -48,6 +48,20 @@ def refuse_left_out(plan: Plan, strict: bool) -> None:
         raise StrictError(f"{message}\nThese are {names}{more}; nothing was changed")
 
 
+def packed(plan: Plan, layers: Sequence[str], strict: bool) -> str | None:
+    """Say in a line which layers have weights that are no parameters; an error with ``strict``."""
+    if not layers:
+        return None
+    count = f"{len(layers)} quantised layers" if len(layers) > 1 else "a quantised layer"
+    message = (
+        f"{plan.method}_ leaves {count} of {plan.model} as they are (first: {layers[0]}): their weights are "
+        "no parameters. Fill the model before it is quantised."
+    )
+    if strict:
+        raise StrictError(f"{message} Nothing was changed")
+    return message
+
+
 def _remedy(plan: Plan, strict: bool) -> str:
     by_object = plan.source == plan.pretrained.config.get("kind")  # an object has no name to pass
     chosen = "" if by_object else f", pretrained={plan.source!r}"
@@ -85,7 +99,9 @@ def _filled_unmeasured(plan: Plan) -> str | None:
 
 
 def _nothing_written(plan: Plan) -> str | None:
-    """Say in a line why a model with parameters is left as it is by design."""
+    """Say in a line why a model is left as it is by design; a layer without parameters is none of a VAE's."""
+    if not plan.entries and plan.method != "vae":
+        return f"{plan.method}_ writes nothing to {plan.model}, which has no parameters."
     if plan.generated or plan.skipped or not plan.entries:
         return None
     every = f"{len(plan.entries)} parameters" if len(plan.entries) > 1 else "its one parameter"

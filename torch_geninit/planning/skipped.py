@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from torch import nn
+
+from torch_geninit._utils.modules import named_modules
 from torch_geninit.generators.entry import Entry, Route
 from torch_geninit.planning.filters import NAMED
 from torch_geninit.planning.plan import Plan
@@ -35,3 +38,14 @@ def skip_included_in_vain(plan: Plan, included: Iterable[frozenset[str]]) -> Pla
         for e in plan.entries
     )
     return replace(plan, entries=entries)
+
+
+def packed_layers(module: nn.Module, method: str) -> list[str]:
+    """Name the quantised layers, whose weights are no parameters any more; for VAEs the convolutions."""
+    found: list[str] = []
+    for name, part in named_modules(module):
+        kind = type(part)
+        packed = kind.__module__.startswith("torch.ao.nn.") and ".quantized." in kind.__module__
+        if packed and hasattr(kind, "from_float") and (method != "vae" or "Conv" in kind.__name__):
+            found.append(name or kind.__name__)
+    return found

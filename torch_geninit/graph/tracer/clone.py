@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from torch_geninit._utils.modules import named_modules
+from torch_geninit._utils.modules import named_modules, set_training
 from torch_geninit.graph.tracer.copying import Copier
 from torch_geninit.graph.tracer.structure import ATOMS
 from torch_geninit.graph.tracer.uncopied import CannotFollow
@@ -80,7 +80,8 @@ def clone_structure(model: nn.Module, copier: Copier) -> tuple[nn.Module, dict[i
     for module in plain:
         copier.fill(module, copier.memo[id(module)])
     clone: nn.Module = copier.memo[id(model)]
-    set_training(clone, False)
+    for _, module in named_modules(clone):
+        set_training(module, False)
     if any(getattr(_torch_module, name, None) for name in _GLOBAL_HOOKS):
         for module in {id(m): m for m in (*dict(named_modules(clone)).values(), *copier.modules)}.values():
             _bypass_hooks(module)
@@ -96,12 +97,6 @@ def _refuse_recurrent(script: nn.Module) -> None:
                 "its time steps can't be told from linear layers. Initialise before torch.jit.script, or "
                 "trace before and pass graph="
             )
-
-
-def set_training(clone: nn.Module, mode: bool) -> None:
-    """Set the mode of every module, whatever their own ``train`` methods do."""
-    for _, module in named_modules(clone):
-        module.training = mode
 
 
 def _bypass_hooks(module: nn.Module) -> None:

@@ -7,15 +7,18 @@ along, and calls ``__deepcopy__`` and ``__reduce__`` of anyone's, which may hand
 from __future__ import annotations
 
 import _thread
+import contextvars
 import copy
 import enum
 import functools
+import io
 import logging
 import sys
 import threading
 import types
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,15 +28,18 @@ from torch_geninit.graph.tracer.stand_ins import StandIn, StandInCopies
 from torch_geninit.graph.tracer.structure import ATOMS, CONTAINERS, Structures
 from torch_geninit.graph.tracer.uncopied import Uncopied
 
+# What is told by identity, and may have attributes that change.
+_NAMED = (type, types.ModuleType, enum.Enum, BaseException)
 # What only names something of the process, or can't change.
 _SHARED = (
-    *(type, types.ModuleType, enum.Enum, logging.Logger, logging.Handler, BaseException),
+    *(logging.Logger, logging.Handler),
     *(types.MemberDescriptorType, types.GetSetDescriptorType, types.MethodDescriptorType),
     types.WrapperDescriptorType,
 )
 _LOCK, _RLOCK, _LOCAL = _thread.allocate_lock, threading.RLock, threading.local
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy"}
 _HANDLES = ("torch.distributed", "torch._dynamo", "torch._subclasses", "torch.cuda", "typing")
+_FOLLOWED = (types.FunctionType, type, types.ModuleType)
 # What a function may close over without having a state of its own.
 _NAMES = (type, types.ModuleType, types.BuiltinFunctionType, str)
 
@@ -51,12 +57,16 @@ class Copier(Structures):
 
     Attributes:
         functions: functions that came along as they are.
+        named: classes, modules, members of enumerations and exceptions that did.
+        variables: context variables that did, and copies of what they hold.
     """
 
     def __init__(self, stand_in: StandIn) -> None:
         super().__init__()
         self.stand_in = stand_in
         self.functions: dict[types.FunctionType, None] = {}
+        self.named: dict[int, Any] = {}
+        self.variables: dict[contextvars.ContextVar[Any], Any] = {}
         self._rules: dict[type, Callable[[Copier, Any], Any]] = {}
 
     def __call__(self, value: Any) -> Any:
@@ -81,6 +91,22 @@ class Copier(Structures):
 
     def _itself(self, value: Any) -> Any:
         return value
+
+    def _name(self, value: Any) -> Any:
+        self.named[id(value)] = value
+        return value
+
+    def _variable(self, value: contextvars.ContextVar[Any]) -> Any:
+        if value not in self.variables:
+            with suppress(LookupError):
+                content = value.get()
+                self.variables[value] = content
+                self.variables[value] = self(content)
+        return value
+
+    def _stream(self, value: Any) -> Any:
+        shown = sys.stdout, sys.stderr, sys.stdin, sys.__stdout__, sys.__stderr__, sys.__stdin__
+        return value if any(value is stream for stream in shown) else self._container(value)
 
     def _object(self, value: Any) -> Any:
         kind = type(value)
@@ -128,7 +154,7 @@ class Copier(Structures):
         if is_library(value) or not self._stateful(value):
             self.functions[value] = None
             for cell in value.__closure__ or ():  # what a decorator wraps
-                if not is_library(value) and isinstance(cell.cell_contents, types.FunctionType):
+                if not is_library(value) and isinstance(cell.cell_contents, _FOLLOWED):
                     self(cell.cell_contents)
             return value
         cells = tuple(map(self._cell, value.__closure__ or ()))
@@ -290,6 +316,8 @@ def _is_name(cell: types.CellType) -> bool:
 def _rule_of(kind: type) -> Callable[[Copier, Any], Any]:
     """Find the rule for the objects of a class."""
     handle = kind.__module__.startswith(_HANDLES) and not issubclass(kind, nn.Module | Tensor)
+    if issubclass(kind, _NAMED):
+        return Copier._name
     if handle or issubclass(kind, _SHARED):
         return Copier._itself
     if kind in _RULES:
@@ -314,6 +342,9 @@ _RULES: Mapping[type, Callable[[Copier, Any], Any]] = {
     weakref.CallableProxyType: Copier._proxy,
     type(_LOCK()): Copier._lock,
     type(_RLOCK()): Copier._rlock,
+    contextvars.ContextVar: Copier._variable,
+    io.StringIO: Copier._reduced,
+    io.BytesIO: Copier._reduced,
 }
 _RULES_OF_BASES: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (nn.Module, Copier._module),
@@ -326,4 +357,5 @@ _RULES_OF_BASES: tuple[tuple[Any, Callable[[Copier, Any], Any]], ...] = (
     (weakref.ref, Copier._reference),
     (threading.local, Copier._local),
     (torch.Generator, Copier._generator),
+    (io.IOBase, Copier._stream),
 )

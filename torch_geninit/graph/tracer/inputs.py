@@ -63,6 +63,8 @@ def unlikely(example_inputs: Any) -> str | None:
     if type(example_inputs) in (int, float, bool, str, bytes) or isinstance(example_inputs, type):
         return f"expected {EXPECTED}, got {str(example_inputs)[:50]!r}"
     for item in _items(example_inputs):
+        if isinstance(item, torch.utils.data.DataLoader | torch.utils.data.Dataset):
+            return f"expected {EXPECTED}, got a {type(item).__name__}. Pass the inputs of one of its batches"
         if type(item).__module__.partition(".")[0] == "numpy":
             kind = type(item).__name__
             return f"expected {EXPECTED}, got a numpy {kind}. Convert it with torch.as_tensor"
@@ -85,7 +87,7 @@ def given(example_inputs: Any) -> Inputs:
         inputs = Inputs((example_inputs,), {}, "")
     parts = [describe(value) for value in inputs.args]
     parts += [f"{name}={describe(value)}" for name, value in inputs.kwargs.items()]
-    return inputs._replace(text=", ".join(parts))
+    return inputs._replace(text=", ".join(parts) or "no arguments")
 
 
 def describe(value: Any) -> str:
@@ -199,11 +201,11 @@ def _first(extent: Any) -> int:
 
 def _own_shape(model: nn.Module, guess: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the image shape that a model names itself, as many vision models do."""
-    config = getattr(model, "default_cfg", None)
+    config = _attribute(model, "default_cfg")
     shape = config.get("input_size") if isinstance(config, Mapping) else None
     if isinstance(shape, tuple | list) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
         return [tuple(shape)]
-    size = getattr(model, "image_size", None)
+    size = _attribute(model, "image_size")
     size = size[0] if isinstance(size, tuple | list) and size else size
     channels = guess[0] if len(guess) == 3 and guess[0] <= 4 else 3
     return [(channels, size, size)] if type(size) is int and size > 0 else []
@@ -211,8 +213,12 @@ def _own_shape(model: nn.Module, guess: tuple[int, ...]) -> list[tuple[int, ...]
 
 def _declared(model: nn.Module) -> list[Inputs]:
     """Return the inputs that a model gives as an example itself."""
-    try:
-        inputs = getattr(model, "dummy_inputs", None)
-    except Exception:  # noqa: BLE001 - a property of somebody's class
-        return []
+    inputs = _attribute(model, "dummy_inputs")
     return [given(inputs)] if isinstance(inputs, Mapping) and inputs else []
+
+
+def _attribute(model: nn.Module, name: str) -> Any:
+    try:
+        return getattr(model, name, None)
+    except Exception:  # noqa: BLE001 - a property of somebody's class
+        return None

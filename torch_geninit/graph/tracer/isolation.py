@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random  # noqa: TID251 - its state is saved, and put back
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,54 @@ def isolated() -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Put back the settings of the process that foreign code may change: what runs next is ours."""
+    before = [read() for read, _ in _SETTINGS]
+    device = getattr(_default_device, "device_context", None)
+    try:
+        yield
+    finally:
+        if getattr(_default_device, "device_context", None) is not device:
+            torch.set_default_device(None)  # leaves the stack of modes as it was
+            _default_device.device_context = device
+        for (read, write), value in zip(_SETTINGS, before, strict=True):
+            if read() != value:
+                write(value)
+
+
+def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return partial(getattr, owner, name), partial(setattr, owner, name)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+def _set_deterministic(mode: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+
+
+_default_device: Any = torch._GLOBAL_DEVICE_CONTEXT
+_backends: Any = torch.backends
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+    (_deterministic, _set_deterministic),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    *(_attribute(_backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
+    _attribute(_backends.mkldnn, "enabled"),
+    *(
+        _attribute(operation, "fp32_precision")
+        for operation in (_backends.mkldnn.matmul, _backends.mkldnn.conv, _backends.cuda.matmul)
+    ),
+)
 
 _top_saved_tensors_hooks: Any = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: None

@@ -6,9 +6,12 @@ would be a trace's: of another type, on another device, or without data.
 
 from __future__ import annotations
 
+import contextvars
 import dis
 import enum
 import functools
+import importlib.util
+import sys
 import types
 import weakref
 from collections.abc import Iterator, Mapping
@@ -35,6 +38,7 @@ class Names(NamedTuple):
     read: frozenset[str]
     written: frozenset[str]
     attributes: frozenset[str]
+    imported: frozenset[str]
 
 
 _NAMES: weakref.WeakKeyDictionary[types.CodeType, Names] = weakref.WeakKeyDictionary()
@@ -42,36 +46,49 @@ _NAMES: weakref.WeakKeyDictionary[types.CodeType, Names] = weakref.WeakKeyDictio
 
 
 def names_in(code: types.CodeType) -> Names:
-    """Return the globals that code reads and assigns, and all names that may be attributes."""
+    """Return globals that code reads and assigns, all names that may be attributes, and what it imports."""
     if code in _NAMES:
         return _NAMES[code]
     read: set[str] = set()
     written: set[str] = set()
     attributes = set(code.co_names)
+    imported: set[str] = set()
+    before: list[Any] = [None, None]
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             if instruction.argval.isidentifier():  # not what a test runner puts into code
                 read.add(instruction.argval)
         elif instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             written.add(instruction.argval)
+        elif instruction.opname == "IMPORT_NAME":  # after how many packages up, and what of it
+            imported.add("." * before[0] + instruction.argval)
+        before = [before[1], instruction.argval]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             inner = names_in(constant)
             read |= inner.read
             written |= inner.written
             attributes |= inner.attributes
-    _NAMES[code] = names = Names(frozenset(read), frozenset(written), frozenset(attributes))
+            imported |= inner.imported
+    names = Names(frozenset(read), frozenset(written), frozenset(attributes), frozenset(imported))
+    _NAMES[code] = names
     return names
 
 
 @contextmanager
-def copied(copier: Copier) -> Iterator[None]:
-    """Let the code of a clone find copies of what it names in classes and modules, and put all back."""
+def copied(copier: Copier) -> Iterator[contextvars.Context]:
+    """Let the code of a clone find copies of what it names in classes and modules, and put all back.
+
+    Yields a context to run the code in, whose variables hold copies, too.
+    """
     reach = _Reach(copier)
     reach.follow()
+    context = contextvars.copy_context()
+    for variable, new in copier.variables.items():
+        context.run(variable.set, new)
     try:
         reach.swap()
-        yield
+        yield context
     finally:
         reach.put_back()
 
@@ -83,6 +100,7 @@ class _Reach:
         classes: class -> its attributes before.
         scopes: id of a module's dictionary -> the dictionary, and those of its names that code uses, before.
         functions: function -> its attributes before.
+        instances: id of an object told by identity -> its dictionary, and what was in it before.
         swaps: class or dictionary, name, copy.
     """
 
@@ -91,6 +109,7 @@ class _Reach:
         self.classes: dict[type, dict[str, Any]] = {}
         self.scopes: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.functions: dict[types.FunctionType, dict[str, Any]] = {}
+        self.instances: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
         self.swaps: list[tuple[type | dict[str, Any], str, Any]] = []
         self._names = set(_ENTRIES)
         self._modules: dict[types.ModuleType, None] = {}
@@ -100,7 +119,9 @@ class _Reach:
     def follow(self) -> None:
         """Visit all that is reachable, until nothing new turns up."""
         before = -1
-        while before != (before := len(self._visited) + len(self.functions) + len(self.classes)):
+        while before != (before := self._progress()):
+            for value in list(self.copier.named.values()):
+                self._meet(value)
             for kind in list(self.copier.classes):
                 self._enter(kind)
             for function in list(self.copier.functions):
@@ -115,14 +136,33 @@ class _Reach:
                 for name in self._names & vars(module).keys():
                     self._use(vars(module), name)
 
+    def _progress(self) -> int:
+        found = self._visited, self.functions, self.classes, self.instances, self._modules, self.copier.named
+        return sum(map(len, found))
+
+    def _meet(self, value: Any) -> None:
+        """Follow what is told by identity: a class, a module, a member of an enumeration, an exception."""
+        if isinstance(value, type):
+            self._constructed.update(value.__mro__)
+            self._enter(value)
+        elif isinstance(value, types.ModuleType):
+            if not is_library(types.SimpleNamespace(__module__=value.__name__)):
+                self._modules[value] = None
+        elif id(value) not in self.instances and hasattr(value, "__dict__"):
+            state = vars(value)
+            self.instances[id(value)] = state, dict(state)
+            for name, item in list(state.items()):
+                if name == "_value_" or not name.startswith("_"):
+                    self._visit(state, name, item)
+
     def _enter(self, kind: type) -> None:
-        for base in kind.__mro__:
-            changeable = not base.__flags__ & _IMMUTABLE and not issubclass(base, enum.Enum | type)
+        for base in (*kind.__mro__, *type(kind).__mro__):
+            changeable = not base.__flags__ & _IMMUTABLE and not issubclass(base, enum.Enum)
             if base not in self.classes and changeable and not is_library(base):
                 self.classes[base] = dict(vars(base))
 
     def _is_implicit(self, kind: type, name: str, value: Any) -> bool:
-        if not isinstance(value, types.FunctionType):
+        if not isinstance(getattr(value, "__func__", value), types.FunctionType):
             return False
         return name not in _UNCALLED or (name in _CONSTRUCTION and kind in self._constructed)
 
@@ -132,6 +172,12 @@ class _Reach:
         self._names |= names.attributes
         for name in names.read | names.written:
             self._use(function.__globals__, name)
+        for name in names.imported:
+            package = function.__globals__.get("__package__")
+            with suppress(ImportError):  # a relative import where there is no package
+                module = sys.modules.get(importlib.util.resolve_name(name, package))
+                if module is not None:
+                    self._meet(module)
 
     def _use(self, scope: dict[str, Any], name: str) -> None:
         _, before = self.scopes.setdefault(id(scope), (scope, {}))
@@ -144,16 +190,13 @@ class _Reach:
         if (id(place), name) in self._visited:
             return
         self._visited.add((id(place), name))
-        if isinstance(value, type):
-            self._constructed.update(value.__mro__)
-            self._enter(value)
-        elif isinstance(value, types.ModuleType):
-            if not is_library(types.SimpleNamespace(__module__=value.__name__)):
-                self._modules[value] = None
-        else:
-            new = self._copy(value)
-            if new is not value and type(new) is not Uncopied:
-                self.swaps.append((place, name, new))
+        if isinstance(value, type | types.ModuleType):
+            self._meet(value)
+            return
+        new = self._copy(value)
+        # What can't be copied is not to be used, but a function that is written in C may.
+        if new is not value and not (type(new) is Uncopied and _is_function(value)):
+            self.swaps.append((place, name, new))
 
     def _copy(self, value: Any) -> Any:
         if isinstance(value, staticmethod | classmethod):
@@ -180,8 +223,15 @@ class _Reach:
             _restore(kind, dict(vars(kind)), attributes)
         for scope, used in self.scopes.values():
             _restore(scope, {name: scope.get(name, _MISSING) for name in used}, used)
+        for state, had in self.instances.values():
+            _restore(state, dict(state), had)
         for function, attributes in self.functions.items():
             _restore(function.__dict__, dict(function.__dict__), attributes)
+
+
+def _is_function(value: Any) -> bool:
+    kind = type(value)
+    return hasattr(kind, "__get__") or (callable(value) and "__name__" in vars(kind))
 
 
 def _restore(place: type | dict[str, Any], now: Mapping[str, Any], before: Mapping[str, Any]) -> None:

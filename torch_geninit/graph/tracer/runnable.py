@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torch_geninit._utils.determinism import fixed
+from torch_geninit._utils.modules import named_modules
 from torch_geninit.graph.tracer import outside
 from torch_geninit.graph.tracer.clone import clone_structure
 from torch_geninit.graph.tracer.copying import Copier
-from torch_geninit.graph.tracer.isolation import isolated
+from torch_geninit.graph.tracer.isolation import isolated, settings_kept
 from torch_geninit.graph.tracer.trace import copy_with_data
 
 
@@ -31,7 +31,7 @@ class Runnable:
     def __init__(self, model: nn.Module) -> None:
         self._copier = Copier(_copy)
         self.module, _ = clone_structure(model, self._copier)
-        for module in self.module.modules():
+        for _, module in named_modules(self.module):
             if isinstance(module, nn.SyncBatchNorm):  # which would wait for other processes
                 object.__setattr__(module, "__class__", _LocalBatchNorm)
             elif any(base.__name__ == "FSDPModule" for base in type(module).__bases__):
@@ -40,8 +40,8 @@ class Runnable:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy; to be called :func:`aside`."""
-        with outside.copied(self._copier):
-            return contextvars.copy_context().run(self.module, *args, **kwargs)
+        with outside.copied(self._copier) as context, settings_kept():
+            return context.run(self.module, *args, **kwargs)
 
 
 @contextmanager

@@ -27,9 +27,9 @@ HOOKS = frozenset(
     }
 )
 ATOMS = frozenset(
-    (int, float, complex, bool, str, bytes, type(None), type, range, slice, type(...), type(NotImplemented))
+    (int, float, complex, bool, str, bytes, type(None), range, slice, type(...), type(NotImplemented))
     + (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
-    + (types.ModuleType, types.CodeType, re.Pattern, property, types.GenericAlias, object)
+    + (types.CodeType, re.Pattern, property, types.GenericAlias, types.UnionType, object)
 )
 _POINTER = tuple.__itemsize__
 CONTAINERS: tuple[type, ...] = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import gc
 import os
 import traceback
@@ -15,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_geninit._utils.modules import named_modules, named_parameters
+from torch_geninit._utils.modules import named_buffers, named_modules, named_parameters, set_training
 from torch_geninit.graph.architecture import Architecture
 from torch_geninit.graph.tracer import outside
-from torch_geninit.graph.tracer.clone import clone_structure, set_training, tensors_in
+from torch_geninit.graph.tracer.clone import clone_structure, tensors_in
 from torch_geninit.graph.tracer.copying import Copier
 from torch_geninit.graph.tracer.draft import Draft, assemble
 from torch_geninit.graph.tracer.function_overrides import FunctionOverrides
 from torch_geninit.graph.tracer.inputs import Inputs, given, guesses, unlikely, unusable
-from torch_geninit.graph.tracer.isolation import isolated
+from torch_geninit.graph.tracer.isolation import isolated, settings_kept
 from torch_geninit.graph.tracer.mixed_meta import LARGE
 from torch_geninit.graph.tracer.recorder import Recorder
 from torch_geninit.graph.tracer.rewrite import simplify
@@ -38,6 +37,10 @@ _PASS_INPUTS = "pass example_inputs= (a tensor, a tuple of arguments, or a dict 
 _LIBRARIES = (os.path.dirname(torch.__file__), str(Path(__file__).parents[2]))
 """Where frames are that are not the user's."""
 
+_ON_META = (
+    "; a model on the meta device has no values that a forward pass may ask for: trace it with values and "
+    "pass graph="
+)
 _TRACE_FIRST = (
     "; no rank of a sharded model has the values that a forward pass may ask for: trace before sharding and "
     "pass graph="
@@ -148,14 +151,15 @@ def _first(
 ) -> tuple[Inputs, list[Draft]]:
     """Run on the first inputs that work: without data, and if it asks for data, on a copy with data."""
     failures: list[_Failure] = []
-    sharded = False
+    sharded = on_meta = False
     for meta in (True, False):
         if not meta:
             # To gather the values would be communication, and other ranks may not be tracing.
-            sharded = any(
-                hasattr(tensor, "full_tensor") for tensor in (*model.parameters(), *model.buffers())
-            )
-            if sharded or any(parameter.device.type == "meta" for parameter in model.parameters()):
+            parameters = [parameter for _, parameter in named_parameters(model)]
+            buffers = [buffer for _, buffer in named_buffers(model)]
+            sharded = any(hasattr(tensor, "full_tensor") for tensor in (*parameters, *buffers))
+            on_meta = any(parameter.is_meta for parameter in parameters)
+            if sharded or on_meta:
                 break
         for inputs in candidates:
             recorder = Recorder(meta=meta, shapes={}, rules=RULES_OF_KIND)
@@ -175,9 +179,14 @@ def _first(
     raise TraceError(
         _explain(model, failures)
         + ("check example_inputs=" if known else f"that was a guess: {_PASS_INPUTS}")
-        + (_TRACE_FIRST if sharded else "")
+        + (_TRACE_FIRST if sharded else _ON_META if on_meta and _asks(failures) else "")
         + _about_hooks(model)
     ) from _telling(failures).error
+
+
+def _asks(failures: list[_Failure]) -> bool:
+    """Whether it was the lack of data that made a forward pass fail."""
+    return "meta" in str(_telling(failures).error)
 
 
 class _Failure(NamedTuple):
@@ -206,8 +215,14 @@ def _explain(model: nn.Module, failures: list[_Failure]) -> str:
 
 
 def _about_hooks(model: nn.Module) -> str:
-    """Say that hooks were left out, where there are any that may compute what forward reads."""
+    """Say that hooks were left out, where there are any that may compute what forward reads or returns."""
     for name, module in named_modules(model):
+        for hook in module._forward_hooks.values():
+            hook_name = getattr(hook, "__name__", type(hook).__name__)
+            return (
+                f". Hooks do not run in a trace: if the forward hook {hook_name!r} of "
+                f"{name or type(module).__name__!r} changes what forward returns, do that in forward"
+            )
         for hook in module._forward_pre_hooks.values():
             if not makes_weight(hook):
                 hook_name = getattr(hook, "__name__", type(hook).__name__)
@@ -243,12 +258,13 @@ def _run(
         recorder.shapes[name] = tuple(tensors[identity].shape)
         recorder.own(tensors[identity], name)
     if training:
-        set_training(clone, True)
+        for _, module in named_modules(clone):
+            set_training(module, True)
     args, kwargs = Copier(_empty if recorder.meta else copy_with_data)((inputs.args, dict(inputs.kwargs)))
     for tensor in tensors_in([*args, *kwargs.values()]):
         recorder.enter(tensor)
-    with outside.copied(copier), recorder, FunctionOverrides(recorder):
-        output = contextvars.copy_context().run(clone, *args, **kwargs)
+    with outside.copied(copier) as context, recorder, FunctionOverrides(recorder), settings_kept():
+        output = context.run(clone, *args, **kwargs)
     recorder.leave(tensors_in(output))
 
 
