@@ -156,7 +156,8 @@ class _Reach:
                     self._visit(state, name, item)
 
     def _enter(self, kind: type) -> None:
-        for base in (*kind.__mro__, *type(kind).__mro__):
+        metaclass: type = type(kind)
+        for base in (*kind.__mro__, *metaclass.__mro__):
             changeable = not base.__flags__ & _IMMUTABLE and not issubclass(base, enum.Enum)
             if base not in self.classes and changeable and not is_library(base):
                 self.classes[base] = dict(vars(base))
