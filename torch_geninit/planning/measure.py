@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from torch_geninit._utils.surroundings import undisturbed
 from torch_geninit._utils.tensors import has_no_values
 from torch_geninit.batchnorm import NotFiniteError, calibrating
 from torch_geninit.generators.compact import Compact, Tile
@@ -80,6 +81,7 @@ def measure(trial: Trial, model: nn.Module, refs: Sequence[ParameterRef]) -> Mea
         return f"it could not be run on the probe ({error})"
 
 
+@undisturbed()
 def statistics_of(trial: Trial, model: nn.Module, values: Mapping[str, Compact]) -> Mapping[str, Tensor]:
     """Return the running statistics on the probe of a member with noise, whose ``values`` are its own.
 
