@@ -15,6 +15,7 @@ from torch import nn
 
 import torch_geninit as geninit
 from tests.support.plans import net
+from tests.support.probes import with_probe
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn.encoder import Encoder
 from torch_geninit.training.networks.resnet import resnet20
@@ -43,6 +44,15 @@ class TestUse:
         assert rows[20:] == (["", more] if more else [])
         assert str(plan) == repr(plan)
         assert len(str(plan.table()).splitlines()) == 4 + 2 * layers
+
+    def test_printed_is_how_to_train_what_was_predicted(self, ghn: WeightGenerator) -> None:
+        knowing = with_probe(ghn)
+        text = str(geninit.plan(resnet20(), pretrained=knowing, untrusted="generate"))
+        assert (
+            "to train: pixels from 0 to 1, minus 0.5, 0.5, 0.5, divided by 0.25, 0.25, 0.25; SGD at" in text
+        )
+        for other in (ghn, knowing):  # of the second a network of random answers gets nothing
+            assert "to train" not in str(geninit.plan(resnet20(), pretrained=other))
 
     def test_entries_are_counted_walked_and_found_by_name(self, ghn: WeightGenerator) -> None:
         plan = geninit.plan(net(), pretrained=ghn)

@@ -40,6 +40,8 @@ Method = Literal["vae", "ghn", "noise_ghn"]
 
 MAX_NOISE = 1e6
 """Largest noise_scale: far beyond any use, far below what float32 holds."""
+RATES = "SGD at 0.05 or less, up to 0.1 after a warm-up; Adam at 1e-3 or less"
+"""Under which ResNet-20 from `ghn-cifar10` keeps most of its start; of the others SGD alone was tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,16 @@ class Plan(Request):
             return []
         trusted = "trusted" if self.verdict.trusted else "not trusted"
         others = [f"  {name}: {verdict.reason}" for name, verdict in self.candidates if name != self.source]
-        return [f"{self.source}: {trusted}, {self.verdict.reason}", *others]
+        return [f"{self.source}: {trusted}, {self.verdict.reason}", *others, *self._advice]
+
+    @property
+    def _advice(self) -> list[str]:
+        """Say how to train what a hypernetwork of known images makes: on which pixels, at which rates."""
+        if self.pretrained.probe is None or not self.generated:
+            return []
+        images = self.pretrained.config["input"]
+        mean, std = (", ".join(f"{value:g}" for value in images[name]) for name in ("mean", "std"))
+        return [f"to train: pixels from 0 to 1, minus {mean}, divided by {std}; {RATES}"]
 
     @cached_property
     def graph(self) -> Drawing | None:
