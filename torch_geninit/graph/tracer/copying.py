@@ -1,4 +1,4 @@
-"""Copy what a model owns: its objects, containers and closures, with stand-ins for its tensors.
+"""Copy what a model owns, in one file because each kind of object is met inside of the others.
 
 Not ``copy.deepcopy``: that shares what it can't copy, leaves out closures and weak references, brings hooks
 along, and calls ``__deepcopy__`` and ``__reduce__`` of anyone's, which may hand back the object itself.
