@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -46,6 +46,13 @@ def _no_function_modes() -> Iterator[None]:
             _STACK._push_on_torch_function_stack(mode)
 
 
+def _traced_by_fx() -> bool:
+    asked: Callable[[], bool] | None = getattr(_symbolic_trace, "is_fx_symbolic_tracing", None)
+    if asked is not None:
+        return asked()
+    return bool(getattr(_symbolic_trace, "_is_fx_tracing_flag", False))  # what older versions of torch have
+
+
 def refuse_inside_transforms() -> None:
     """Refuse to run where each operation is recorded, compiled or mapped: ours would be, too.
 
@@ -60,7 +67,7 @@ def refuse_inside_transforms() -> None:
         refused = "torch.func transforms, as vmap and grad do: initialise before"
     elif _STACK._get_tracing_state() is not None:
         refused = "torch.jit.trace traces: initialise before, and trace the initialised model"
-    elif getattr(_symbolic_trace, "_is_fx_tracing_flag", False):
+    elif _traced_by_fx():
         refused = "torch.fx traces: initialise before, and trace the initialised model"
     else:
         return
