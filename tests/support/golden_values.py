@@ -23,6 +23,7 @@ from torch_geninit.hub import manifest
 from torch_geninit.planning.choose import KINDS
 from torch_geninit.training.networks.blocks import Style
 from torch_geninit.training.networks.families import Spec
+from torch_geninit.training.networks.residual import resnet18
 from torch_geninit.training.networks.resnet import ResNet, resnet20
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,6 +40,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "inception": lambda: Spec("inception", (1, 1, 1), (32, 64, 128)).build(10),
     "mixer": lambda: Spec("mixer", (2,), (96,), TOKENS, 4).build(10),
     "transformer": lambda: Spec("transformer", (2,), (96,), TOKENS, 4, "stride", 0, 3, "table").build(10),
+    "resnet18": lambda: resnet18(24).build(160, 64),
 }
 PATCHES = Style(norm="layer", activation="gelu", kernel=7)
 TOKENS = Style(norm="layer", activation="gelu")
@@ -48,8 +50,14 @@ OWN = {
     "ghn-cifar10-depthwise": ("inverted", "convnext"),
     "ghn-cifar10-branched": ("dense", "inception"),
     "ghn-cifar10-tokens": ("transformer", "mixer"),
+    "ghn-natural64-residual": ("resnet18",),
 }
 """Generator -> networks of the kind that it was trained on; those not named here know ResNets."""
+
+
+def images(generator: str) -> dict[str, Any]:
+    """Return the option that names images of 64 pixels where the guess would be dearer ones."""
+    return {"example_inputs": torch.zeros(1, 3, 64, 64)} if "natural64" in generator else {}
 
 
 def networks(generator: str) -> dict[str, Callable[[], nn.Module]]:
@@ -75,7 +83,7 @@ def apply(verb: str, generator: str, model: nn.Module) -> nn.Module:
             warnings.simplefilter("ignore", geninit.GenInitWarning)
             return geninit.vae_(model, pretrained=generator, seed=SEED)
     if verb == "ghn":
-        return geninit.ghn_(model, pretrained=generator, strict=True)
+        return geninit.ghn_(model, pretrained=generator, strict=True, **images(generator))
     return geninit.noise_ghn_(model, SEED, pretrained=generator, strict=True)
 
 
@@ -91,7 +99,7 @@ def values(verb: str, generator: str) -> dict[str, Any]:
     found: dict[str, Any] = {"sha256": sha256(generator), "seed": SEED}
     for name, make in networks(generator).items():
         model = make()
-        plan = geninit.plan(model, verb, pretrained=generator)  # type: ignore[arg-type]
+        plan = geninit.plan(model, verb, pretrained=generator, **images(generator))  # type: ignore[arg-type]
         parameters = dict(apply(verb, generator, model).named_parameters())
         found[name] = {entry.name: summary(parameters[entry.name]) for entry in plan.generated}
     return found

@@ -90,7 +90,7 @@ class TestBits:
     def compare(verb: str, generator: str, model: nn.Module) -> None:
         plain = dict(golden.apply(verb, generator, first(generator)).named_parameters())
         other = dict(golden.apply(verb, generator, model).named_parameters())
-        generated = geninit.plan(model, verb, pretrained=generator).generated  # type: ignore[arg-type]
+        generated = geninit.plan(model, verb, pretrained=generator, **golden.images(generator)).generated  # type: ignore[arg-type]
         assert generated
         for entry in generated:
             rounded: Tensor = plain[entry.name].detach().to(other[entry.name].dtype)
@@ -104,7 +104,7 @@ class TestBits:
             for verb, name in golden.pairs():
                 make = next(iter(golden.networks(name).values()))
                 model = golden.apply(verb, name, make())
-                plan = golden.geninit.plan(model, verb, pretrained=name)
+                plan = golden.geninit.plan(model, verb, pretrained=name, **golden.images(name))
                 for entry in plan.generated:
                     parameter = model.get_parameter(entry.name).detach()
                     print(entry.name, hashlib.sha256(parameter.numpy().tobytes()).hexdigest())

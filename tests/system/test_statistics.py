@@ -46,7 +46,7 @@ def made(request: pytest.FixtureRequest) -> Made:
     """Every matrix that one generator makes for one network."""
     verb, generator, network = request.param
     model = golden.NETWORKS[network]()
-    plan = geninit.plan(model, verb, pretrained=generator)
+    plan = geninit.plan(model, verb, pretrained=generator, **golden.images(generator))
     found = matrices(plan, golden.apply(verb, generator, model))
     if generator not in golden.OWN:
         head = 6.0 if generator == "ghn-cifar10" else 5.0
@@ -124,7 +124,7 @@ def different_rows(matrix: Tensor) -> bool:
 def test_layers_far_wider_than_any_decoder(verb: str, generator: str, dtype: torch.dtype) -> None:
     """A block of weights is repeated there; the repetitions must not be the same filters again."""
     model = ResNet((1, 1, 1), (128, 256, 512)).to(dtype)
-    plan = geninit.plan(model, verb, pretrained=generator, untrusted="generate")  # type: ignore[arg-type]
+    plan = geninit.plan(model, verb, pretrained=generator, untrusted="generate", **golden.images(generator))  # type: ignore[arg-type]
     for name, matrix in matrices(plan, plan.write_(model, **golden_seed(verb))).items():
         assert different_rows(matrix), name
 
