@@ -6,12 +6,14 @@ import contextvars
 import enum
 import io
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.support.tracing import Net, check
 from torch_geninit.graph.tracer.trace import TraceError, trace
@@ -162,3 +164,29 @@ def test_modules_that_watch_their_attributes_see_nothing() -> None:
 
 
 LOG: list[str] = []
+
+
+@dataclass
+class Answer(OrderedDict[str, Tensor]):
+    """An output that counts its own fields, as those of transformers do."""
+
+    logits: Tensor
+
+    def __post_init__(self) -> None:
+        (only,) = fields(self)
+        assert only.default_factory is MISSING
+        self["logits"] = self.logits
+
+
+def test_what_a_library_tells_by_identity_stays_itself() -> None:
+    class Owner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.missing = MISSING
+
+        def forward(self, x: Tensor) -> Answer:
+            assert self.missing is MISSING
+            return Answer(self.first(x))
+
+    assert [node.op for node in trace(Owner(), X).nodes] == ["input", "linear", "output"]

@@ -36,8 +36,14 @@ _SHARED = (
     *(types.MemberDescriptorType, types.GetSetDescriptorType, types.MethodDescriptorType),
     types.WrapperDescriptorType,
 )
+_IN_PYTHON = 1 << 9
+"""Flag of classes that a class statement made."""
 _LOCK, _RLOCK, _LOCAL = _thread.allocate_lock, threading.RLock, threading.local
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy"}
+# Python's, and what torch brings along.
+_LIBRARIES = sys.stdlib_module_names | {
+    *("torch", "torchgen", "functorch", "triton", "numpy", "sympy", "mpmath", "networkx", "jinja2"),
+    *("markupsafe", "fsspec", "filelock", "typing_extensions", "setuptools"),
+}
 _HANDLES = ("torch.distributed", "torch._dynamo", "torch._subclasses", "torch.cuda", "typing")
 _FOLLOWED = (types.FunctionType, type, types.ModuleType)
 # What a function may close over without having a state of its own.
@@ -45,7 +51,7 @@ _NAMES = (type, types.ModuleType, types.BuiltinFunctionType, str)
 
 
 def is_library(value: Any) -> bool:
-    """Whether a class or function belongs to Python, PyTorch or numpy, whose manners are known."""
+    """Whether a class or function belongs to Python, PyTorch or what that needs, whose manners are known."""
     return (getattr(value, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
@@ -112,6 +118,8 @@ class Copier(Structures):
         kind = type(value)
         if is_library(kind) and hasattr(kind, "__deepcopy__"):
             return self._protocol(value)
+        if is_library(kind) and _is_bare(value):
+            return value  # it may be told by identity, as dataclasses.MISSING
         return self._container(value)
 
     def _container(self, value: Any) -> Any:
@@ -301,6 +309,14 @@ class Copier(Structures):
             if _root(value) == "torch":
                 return value
             raise
+
+
+def _is_bare(value: Any) -> bool:
+    """Whether an object has no state at all: of a class in Python, without slots, and with nothing set."""
+    if getattr(value, "__dict__", None):
+        return False
+    bases = type(value).__mro__[:-1]
+    return all(base.__flags__ & _IN_PYTHON and not vars(base).get("__slots__") for base in bases)
 
 
 def _is_name(cell: types.CellType) -> bool:

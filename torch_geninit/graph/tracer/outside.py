@@ -171,6 +171,8 @@ class _Reach:
         self.functions[function] = dict(function.__dict__)
         names = names_in(function.__code__)
         self._names |= names.attributes
+        if is_library(function):  # what it names is the library's own, and may be told by identity
+            return
         for name in names.read | names.written:
             self._use(function.__globals__, name)
         for name in names.imported:

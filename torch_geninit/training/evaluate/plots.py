@@ -53,6 +53,7 @@ INITIALISATIONS: Mapping[str, Style] = {
     "ghn-cifar10-branched": Style(GREEN, "X", "GHN, branched"),
     "ghn-cifar10-depthwise": Style(PURPLE, "h", "GHN, depthwise"),
     "ghn-cifar10-tokens": Style(SKY, "*", "GHN, tokens"),
+    "ghn-natural64-residual": Style(BLUE, "P", "GHN, natural images"),
 }
 """Name on the command line -> style; legends have this order."""
 
