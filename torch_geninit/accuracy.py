@@ -16,6 +16,7 @@ from torch_geninit.graph.tracer.trace import GUESSED
 from torch_geninit.planning.build import OTHER_HEAD
 from torch_geninit.planning.choose import DEFAULTS, Pretrained
 from torch_geninit.planning.filters import FROZEN
+from torch_geninit.planning.measure import times
 from torch_geninit.planning.plan import Plan
 from torch_geninit.planning.trust import interval
 
@@ -61,7 +62,7 @@ class Expectation(NamedTuple):
         condition = f"{self.caveat}. If it were otherwise: " if self.caveat else ""
         return (
             f"{condition}{100 * self.accuracy:.0f} % ({self._interval}) of {self.images} images of "
-            f"{_times(self.size)} before training{self._means}, by {self.source}; {self._normalisation}"
+            f"{times(self.size)} before training{self._means}, by {self.source}; {self._normalisation}"
         )
 
     @property
@@ -83,7 +84,7 @@ class Expectation(NamedTuple):
         rows = [
             (f"accuracy before training{self._means}", f"{100 * self.accuracy:.0f} %"),
             ("95 % interval", self._interval),
-            ("images", f"{self.images} of {_times(self.size)}"),
+            ("images", f"{self.images} of {times(self.size)}"),
             ("normalisation", self._normalisation),
             ("generator", self.source),
         ]
@@ -187,7 +188,3 @@ def _caveats(made: Plan) -> Iterator[str]:
     if graph is not None and made.verdict is not None and made.verdict.measured is not None:
         if made.verdict.measured.size != own:  # a guess at the generator's own images needs no word
             yield from (note for note in graph.notes if note.startswith(GUESSED))
-
-
-def _times(size: tuple[int, ...]) -> str:
-    return " x ".join(map(str, size))

@@ -15,6 +15,17 @@ from torch_geninit.hub import file, manifest
 from torch_geninit.hub.config import KINDS
 
 
+@pytest.fixture
+def toy_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of kind "ghn" hold a toy."""
+    monkeypatch.setitem(KINDS, "ghn", KIND["ghn"])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "toy.safetensors"
+
+
 @pytest.fixture(scope="session")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("toy") / "toy.safetensors"

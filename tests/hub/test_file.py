@@ -16,22 +16,13 @@ from safetensors import safe_open
 from torch import nn
 
 from tests.support.generator_files import raw, refused, resident
-from tests.support.toy_generator import KIND, Toy, config, toy
+from tests.support.toy_generator import Toy, config, toy
 from torch_geninit.errors import GeneratorFileError
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.probe import Probe
 from torch_geninit.hub import file, skeleton
-from torch_geninit.hub.config import KINDS
 
-
-@pytest.fixture(autouse=True)
-def _toy_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "ghn", KIND["ghn"])
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "toy.safetensors"
+pytestmark = pytest.mark.usefixtures("toy_kind")
 
 
 class TestRoundTrip:

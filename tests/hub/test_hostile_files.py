@@ -17,20 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests.support.generator_files import raw, refused
-from tests.support.toy_generator import KIND, pack
+from tests.support.toy_generator import pack
 from torch_geninit.errors import GeneratorFileError
 from torch_geninit.hub import file
-from torch_geninit.hub.config import KINDS
 
-
-@pytest.fixture(autouse=True)
-def _toy_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "ghn", KIND["ghn"])
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "toy.safetensors"
+pytestmark = pytest.mark.usefixtures("toy_kind")
 
 
 class TestNotAGeneratorFile:

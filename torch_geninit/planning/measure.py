@@ -50,7 +50,7 @@ def measure(trial: Trial, model: nn.Module, refs: Sequence[ParameterRef]) -> Mea
 
     What the plan leaves keeps its values in the copy; a classifier is the generator's own, whatever becomes
     of the model's. It is not counted where the probe has classes of its own. Nothing is written to the model.
-    Images are brought to the size that the graph was traced with, or keep their own where that is too dear.
+    Images are brought to the size that the graph was traced with, or keep their own where that is too costly.
     """
     if trial.pretrained.probe is None:
         return f"{trial.source} has no probe images"
@@ -77,7 +77,7 @@ def measure(trial: Trial, model: nn.Module, refs: Sequence[ParameterRef]) -> Mea
     except _CannotRunError as error:
         size = next(node.shape[1:] for node in graph.nodes if node.op == "input")
         if shown.shape[1:] != size:
-            return _too_dear(graph, size)
+            return _too_costly(graph, size)
         return f"it could not be run on the probe ({error})"
 
 
@@ -112,16 +112,16 @@ def _shown(trial: Trial, probe: Probe, graph: Architecture) -> Tensor | str:
         share = math.prod(own) / math.prod(size)
         size, count = own, affordable(each * share, len(probe.labels)) if share < 1 else 0
     if count == 0:
-        return _too_dear(graph, read[0][1:])
+        return _too_costly(graph, read[0][1:])
     return prepared(probe.first(count), trial.pretrained.config["input"], size)
 
 
-def _too_dear(graph: Architecture, size: tuple[int, ...]) -> str:
-    return f"at {_times(size)} an image takes {cost(graph):.2g} multiplications, too many to try it"
+def _too_costly(graph: Architecture, size: tuple[int, ...]) -> str:
+    return f"at {times(size)} an image takes {cost(graph):.2g} multiplications, too many to try it"
 
 
 def affordable(each: float, images: int) -> int:
-    """Return on how many of the probe's images a network is run that costs ``each``; 0 if it is too dear."""
+    """Return on how many of the probe's images a network is run that costs ``each``; 0 if none."""
     count = min(images, int(BUDGET / each))
     if count < LEAST_IMAGES <= images:
         return LEAST_IMAGES if LEAST_IMAGES * each <= MOST else 0
@@ -153,7 +153,8 @@ def prepared(probe: Probe, record: Mapping[str, Any], size: tuple[int, ...]) -> 
     return images
 
 
-def _times(size: tuple[int, ...]) -> str:
+def times(size: tuple[int, ...]) -> str:
+    """Write a size as 3 x 32 x 32."""
     return " x ".join(map(str, size))
 
 
