@@ -20,7 +20,6 @@ from tests.support.interruptions import (
     At,
     Call,
     File,
-    calling,
     fresh,
     interrupt,
     no_memory,
@@ -33,17 +32,12 @@ from torch_geninit.generators.compact import Compact
 from torch_geninit.hub import manifest
 
 
-@pytest.fixture(params=VERBS)
-def verb(request: pytest.FixtureRequest, tiny_file: File) -> Call:
-    return calling(request.param, tiny_file(VERBS[request.param]))
-
-
 class TestErrors:
     """MemoryError on entry to any function of the package: the one error that no check can foresee."""
 
     @pytest.mark.parametrize("count", [12, pytest.param(4000, marks=pytest.mark.full)])
     def test_all_or_nothing_before_the_first_write(
-        self, verb: Call, count: int, monkeypatch: pytest.MonkeyPatch
+        self, initialise: Call, count: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         writing: list[int] = []
         write_to = Compact.write_to
@@ -53,9 +47,9 @@ class TestErrors:
             write_to(compact, out, start)
 
         monkeypatch.setattr(Compact, "write_to", noted)
-        expected = values(verb(fresh()))
+        expected = values(initialise(fresh()))
         with profiled(At(0, no_memory, package_only=True)) as counted:
-            verb(fresh())
+            initialise(fresh())
         early = 0
         for n in places(counted.count, count):
             model = fresh()
@@ -63,12 +57,12 @@ class TestErrors:
             writing.clear()
             at = At(n, no_memory, package_only=True)
             with contextlib.suppress(MemoryError), profiled(at):
-                verb(model)
+                initialise(model)
                 pytest.fail(f"the error was lost: {at.where}")
             assert writing or same(values(model), before), at.where
             early += not writing
             if writing:  # calling again completes what was begun
-                assert same(values(verb(model)), expected), at.where
+                assert same(values(initialise(model)), expected), at.where
         assert early > count / 3 or early > counted.count / 3
 
 
@@ -149,28 +143,28 @@ def publish(file: Path, kind: str, folder: Path, patch: pytest.MonkeyPatch) -> N
 class TestWrites:
     """Every single write, from the first to the last."""
 
-    def test_an_interrupt_waits_for_the_last(self, verb: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        expected = values(verb(fresh()))
-        total = self.count(verb, monkeypatch)
+    def test_an_interrupt_waits_for_the_last(self, initialise: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = values(initialise(fresh()))
+        total = self.count(initialise, monkeypatch)
         for n in range(total):
             for late in (False, True):
                 model = fresh()
                 with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
                     patch.setattr(Compact, "write_to", at_write(n, interrupt, late=late))
-                    verb(model)
+                    initialise(model)
                 assert same(values(model), expected), (n, late)
 
     def test_a_failure_leaves_whole_parameters_and_calling_again_completes(
-        self, verb: Call, monkeypatch: pytest.MonkeyPatch
+        self, initialise: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        expected = values(verb(fresh()))
-        total = self.count(verb, monkeypatch)
+        expected = values(initialise(fresh()))
+        total = self.count(initialise, monkeypatch)
         for n in range(total):
             model = fresh()
             before, untouched = values(model), state(model)
             with pytest.raises(MemoryError), monkeypatch.context() as patch:
                 patch.setattr(Compact, "write_to", at_write(n, no_memory))
-                verb(model)
+                initialise(model)
             after = values(model)
             done = [not torch.equal(after[name], before[name]) for name in before]
             assert sum(done) == n, "earlier parameters are written, later ones are not"
@@ -179,14 +173,14 @@ class TestWrites:
                 for k, d in zip(after, done, strict=True)
             )
             assert state(model) == untouched
-            assert same(values(verb(model)), expected)
+            assert same(values(initialise(model)), expected)
 
     @staticmethod
-    def count(verb: Call, monkeypatch: pytest.MonkeyPatch) -> int:
+    def count(initialise: Call, monkeypatch: pytest.MonkeyPatch) -> int:
         written: list[int] = []
         with monkeypatch.context() as patch:
             patch.setattr(Compact, "write_to", at_write(10**6, interrupt, written))
-            verb(fresh())
+            initialise(fresh())
         assert len(written) > 2
         return len(written)
 

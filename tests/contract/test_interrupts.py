@@ -16,11 +16,8 @@ from torch import Tensor
 
 from tests.support.contract import same, state, values
 from tests.support.interruptions import (
-    VERBS,
     At,
     Call,
-    File,
-    calling,
     fresh,
     interrupt,
     places,
@@ -31,35 +28,30 @@ from torch_geninit._utils import determinism
 from torch_geninit._utils.interrupts import deferred, never_while_switching
 
 
-@pytest.fixture(params=VERBS)
-def verb(request: pytest.FixtureRequest, tiny_file: File) -> Call:
-    return calling(request.param, tiny_file(VERBS[request.param]))
-
-
 class TestInterrupts:
     """Ctrl-C at any instant."""
 
     @pytest.mark.parametrize("count", [12, pytest.param(4000, marks=pytest.mark.full)])
-    def test_all_or_nothing_and_no_trace(self, verb: Call, count: int) -> None:
+    def test_all_or_nothing_and_no_trace(self, initialise: Call, count: int) -> None:
         torch.set_num_threads(2)  # so that there is something to put back
         try:
-            verb(fresh())  # the first call imports and caches
-            expected = values(verb(fresh()))
+            initialise(fresh())  # the first call imports and caches
+            expected = values(initialise(fresh()))
             with profiled(At(0, interrupt)) as counted:
-                verb(fresh())
+                initialise(fresh())
             chosen = [*places(counted.count, count), counted.last_write]
-            results = [self.one(verb, n, expected) for n in chosen]
+            results = [self.one(initialise, n, expected) for n in chosen]
         finally:
             torch.set_num_threads(1)
         assert {"old", "new"} <= set(results), "the test would prove nothing"
 
     @staticmethod
-    def one(verb: Call, n: int, expected: dict[str, Tensor]) -> str:
+    def one(initialise: Call, n: int, expected: dict[str, Tensor]) -> str:
         model = fresh()
         before, untouched, clean = values(model), state(model), process()
         at = At(n, interrupt)
         with contextlib.suppress(KeyboardInterrupt), profiled(at):
-            verb(model)
+            initialise(model)
             sys.setprofile(None)
             if at.where:
                 time.sleep(1)  # what had to wait for the end of an __exit__ arrives here
@@ -127,10 +119,10 @@ class TestInterrupts:
         assert handlers == [signal.getsignal(signal.SIGINT)]
 
     @pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
-    def test_handlers_that_are_no_functions(self, verb: Call, handler: Any) -> None:
+    def test_handlers_that_are_no_functions(self, initialise: Call, handler: Any) -> None:
         before = signal.signal(signal.SIGINT, handler)
         try:
-            verb(fresh())
+            initialise(fresh())
             assert signal.getsignal(signal.SIGINT) == handler
         finally:
             signal.signal(signal.SIGINT, before)

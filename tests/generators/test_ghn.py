@@ -12,50 +12,13 @@ from torch import nn
 
 import torch_geninit as geninit
 from tests.support.probes import with_probe
+from tests.support.random_ghn import SIZES, config
 from tests.support.reference import ghn_reference as reference
 from torch_geninit.generators.ghn.features import node_depths
 from torch_geninit.generators.ghn.model import GraphHyperNetwork, is_kernel
 from torch_geninit.graph.architecture import Architecture, Node, ParameterUse
 from torch_geninit.graph.tracer.trace import trace
-from torch_geninit.graph.vocabulary import PRIMITIVES
 from torch_geninit.training.networks.resnet import ResNet, resnet20
-
-SIZES = {
-    "primitives": len(PRIMITIVES),
-    "width": 16,
-    "rounds": 2,
-    "noise": 3,
-    "hidden": 24,
-    "mix": 20,
-    "rank": 12,
-    "head_rank": 3,
-    "linear_rank": 6,
-    "depthwise_rank": 5,
-    "basis": 2,
-    "channels": 8,
-    "kernel": 5,
-}
-KINDS = [
-    "3x3 convolution",
-    "linear weight",
-    "linear bias",
-    "batch_norm weight",
-    "batch_norm bias",
-]
-
-
-def config(**more: object) -> dict[str, object]:
-    about = {"kind": "noise-ghn", "sizes": SIZES, "classes": list("abcdefghij"), "trained": {"kinds": KINDS}}
-    return {**about, "input": {"size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}, **more}
-
-
-@pytest.fixture(scope="module")
-def generator() -> GraphHyperNetwork:
-    torch.manual_seed(0)
-    made = GraphHyperNetwork(config())
-    for parameter in made.parameters():  # biases and gains start near zero and would hide mistakes
-        nn.init.normal_(parameter, std=0.3)
-    return made.eval()
 
 
 @pytest.fixture(scope="module")

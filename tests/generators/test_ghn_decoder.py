@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.generators.test_ghn import config
+from tests.support.random_ghn import config
 from tests.support.reference import ghn_reference as reference
 from torch_geninit.generators.compact import Tile
 from torch_geninit.generators.ghn.model import GraphHyperNetwork, kind
@@ -22,15 +22,6 @@ from torch_geninit.training.networks.families import Spec
 from torch_geninit.training.networks.search_space import WEIGHTS, sample
 
 IMAGE = torch.zeros(1, 3, 32, 32)
-
-
-@pytest.fixture(scope="module")
-def generator() -> GraphHyperNetwork:
-    torch.manual_seed(0)
-    made = GraphHyperNetwork(config())
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return made.eval()
 
 
 def embedding(generator: GraphHyperNetwork, architecture: object, name: str) -> torch.Tensor:

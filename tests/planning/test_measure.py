@@ -22,12 +22,6 @@ from torch_geninit.planning.trust import Measured, above_chance, ahead_of_he, in
 from torch_geninit.training.networks.resnet import ResNet, resnet20
 
 
-@pytest.fixture(scope="module")
-def shipped() -> WeightGenerator:
-    """The hypernetwork for ResNets, whose predictions are good."""
-    return geninit.load("ghn-cifar10")
-
-
 def measured(model: nn.Module, generator: WeightGenerator, **options: Any) -> Measured:
     plan = geninit.plan(model, pretrained=generator, **options)
     assert plan.verdict is not None and plan.verdict.measured is not None, plan.verdict

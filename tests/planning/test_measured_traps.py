@@ -17,12 +17,6 @@ from torch_geninit.training.networks.resnet import BasicBlock, ResNet, resnet20
 IMAGE = torch.zeros(1, 3, 32, 32)
 
 
-@pytest.fixture(scope="module")
-def shipped() -> WeightGenerator:
-    """The hypernetwork for ResNets, whose predictions are good."""
-    return geninit.load("ghn-cifar10")
-
-
 class Activated(nn.Module):
     """A ResNet-20 in whose blocks, and after its stem, a function of the user's stands where ReLU did."""
 
