@@ -17,6 +17,9 @@ from torch_geninit.training.operators.normalise import batch_normalise
 ROUNDING = 2.0**-8
 """Of a bfloat16, relatively."""
 
+ONEDNN = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether oneDNN serves bfloat16 here, which takes AVX512 or better; torch has no public name for it."""
+
 
 @pytest.fixture(params=["compiled", "torch"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -42,11 +45,11 @@ def with_gradients(call: Callable[..., Tensor], inputs: Sequence[Tensor], gradie
     return [y.detach(), *torch.autograd.grad(y, leaves, gradient.to(y.dtype))]
 
 
-def assert_rounded(found: Sequence[Tensor], exact: Sequence[Tensor], slack: float = 1.0) -> None:
-    """Each tensor is the exact one but for bfloat16's rounding, of its largest values."""
+def assert_rounded(found: Sequence[Tensor], exact: Sequence[Tensor], slack: Sequence[float]) -> None:
+    """Each tensor is the exact one but for bfloat16's rounding, of its largest values, times its slack."""
     for index, (a, b) in enumerate(zip(found, exact, strict=True)):
         error = (a.double() - b).abs().max() / b.abs().max()
-        assert error < slack * ROUNDING, f"{index}: {error:.2e}"
+        assert error < slack[index] * ROUNDING, f"{index}: {error:.2e}"
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -71,7 +74,7 @@ def test_batch_normalise(kernels: str, shape: tuple[int, ...], shortcut: bool, r
     gradient = images(*shape, seed=4)
     gradient[before(*wide).abs() < 0.05] = 0  # near the corner of ReLU rounding decides
     # Uncompiled, the sum is rounded twice.
-    slack = 1 if kernels == "compiled" else 2
+    slack = [1 if kernels == "compiled" else 2] * (1 + len(inputs))
     assert_rounded(
         with_gradients(ours, inputs, gradient), with_gradients(exact, wide, gradient.double()), slack
     )
@@ -97,7 +100,13 @@ def test_depthwise_convolution(
 
     wide = [tensor.double() for tensor in inputs]
     gradient = images(*exact(*wide).shape, seed=3)
-    assert_rounded(with_gradients(ours, inputs, gradient), with_gradients(exact, wide, gradient.double()))
+    # Without oneDNN torch itself adds the kernel x kernel products of an input's gradient in bfloat16, and
+    # their roundings grow like the root of their number. It computes what the compiled kernels don't.
+    theirs = 1 if ONEDNN else kernel
+    slack = [1, theirs if stride == 1 else 1, theirs if kernel <= 3 else 1, 1]
+    assert_rounded(
+        with_gradients(ours, inputs, gradient), with_gradients(exact, wide, gradient.double()), slack
+    )
 
 
 @pytest.mark.parametrize("masked", [False, True])
