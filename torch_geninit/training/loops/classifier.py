@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_geninit.training.data.images import Augment, Split
+from torch_geninit.training.operators.precision import bfloat16_if
 from torch_geninit.training.runs.checkpoint import Run
 
 Optimizer = Literal["sgd", "adam", "adamw", "muon"]
@@ -144,7 +145,7 @@ def train_classifier(
             rate = recipe.share_of_lr((epoch * steps + step) / (recipe.epochs * steps))
             optimizer.set_lr(rate)
             images = resize(images.to(device), resolution)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp):
+            with bfloat16_if(recipe.amp, device.type):
                 logits = model(images).float()
             loss = F.cross_entropy(logits, labels.to(device))
             model.zero_grad()

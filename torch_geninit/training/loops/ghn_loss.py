@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch_geninit.generators.ghn.model import GraphHyperNetwork
 from torch_geninit.graph.queries import head_nodes
 from torch_geninit.training.loops.classifier import resize
 from torch_geninit.training.networks.search_space import Sample
+from torch_geninit.training.operators.precision import bfloat16_if
 
 
 class ClipGradient(torch.autograd.Function):
@@ -67,7 +67,7 @@ def logits_with(
     if clip is not None:
         clipped = ClipGradient.apply(clip, *parameters.values())
         parameters = dict(zip(parameters, clipped, strict=True))
-    with torch.autocast(images.device.type, torch.bfloat16) if amp else nullcontext():
+    with bfloat16_if(amp, images.device.type):
         logits: Tensor = functional_call(network.rewritten, dict(parameters), (images,))
     return logits.float()
 
@@ -198,7 +198,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor | float]:
         # Products of wide templates are the one part of a hypernetwork that is dear enough for bfloat16.
         wide = self.amp and self.generator.decoder.factors > 0
-        with torch.autocast(images.device.type, torch.bfloat16) if wide else nullcontext():
+        with bfloat16_if(wide, images.device.type):
             parameters = predicted_parameters(self.generator, network, noise)
         # Norms compute in float32, whatever the kernels do.
         parameters = {name: p if p.ndim > 1 else p.float() for name, p in parameters.items()}
