@@ -10,6 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,14 @@ def apply(verb: str, generator: str, model: nn.Module) -> nn.Module:
     return geninit.noise_ghn_(model, SEED, pretrained=generator, strict=True)
 
 
+@cache
+def made(verb: str, generator: str, network: str) -> tuple[geninit.Plan, nn.Module]:
+    """Plan a network and fill it; planning runs it on the probe, which takes most of the time."""
+    model = NETWORKS[network]()
+    plan = geninit.plan(model, verb, pretrained=generator, **images(generator))  # type: ignore[arg-type]
+    return plan, plan.write_(model, statistics="keep", seed=None if verb == "ghn" else SEED)
+
+
 def summary(value: Tensor) -> list[float]:
     """Mean, root mean square, first, middle and last value."""
     flat = value.detach().double().flatten()
@@ -97,10 +106,9 @@ def summary(value: Tensor) -> list[float]:
 def values(verb: str, generator: str) -> dict[str, Any]:
     """Return network -> parameter -> numbers, and the file they come from."""
     found: dict[str, Any] = {"sha256": sha256(generator), "seed": SEED}
-    for name, make in networks(generator).items():
-        model = make()
-        plan = geninit.plan(model, verb, pretrained=generator, **images(generator))  # type: ignore[arg-type]
-        parameters = dict(apply(verb, generator, model).named_parameters())
+    for name in networks(generator):
+        plan, model = made(verb, generator, name)
+        parameters = dict(model.named_parameters())
         found[name] = {entry.name: summary(parameters[entry.name]) for entry in plan.generated}
     return found
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import torch_geninit
+from torch_geninit.planning import measure
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -26,7 +27,9 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_run(page: str) -> None:
+def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Networks are tried on a quarter of the images, which takes most of the time.
+    monkeypatch.setattr(measure, "BUDGET", measure.BUDGET / 4)
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks

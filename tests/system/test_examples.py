@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -76,28 +77,32 @@ def test_quickstart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "init", ["noise-ghn", *(pytest.param(i, marks=pytest.mark.full) for i in ("xavier", "vae", "ghn"))]
 )
-def test_resnet20_cifar10(init: str, images: Path, tmp_path: Path) -> None:
+def test_resnet20_cifar10(init: str, folder: Path, tmp_path: Path) -> None:
     run(
         "resnet20_cifar10.py",
-        *("--init", init, "--data", str(images), "--epochs", "1", "--limit", "100"),
+        *("--init", init, "--data", str(folder), "--epochs", "1", "--limit", "100"),
         cwd=tmp_path,
+        XDG_CACHE_HOME=str(tmp_path / "home"),
     )
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "runs"}
+    assert [path.suffix for path in (tmp_path / "home" / "torch-geninit").iterdir()] == [".safetensors"]
     record = json.loads((tmp_path / f"runs/resnet20-{init}-lr0.02-seed0.json").read_text())
     assert record["init"] == init and len(record["test_accuracy"]) == 2
     assert (tmp_path / f"runs/resnet20-{init}-lr0.02-seed0.png").exists()
 
 
-def test_a_folder_is_prepared_once_into_the_cache(folder: Path, tmp_path: Path) -> None:
-    for _ in range(2):
-        run(
-            "resnet20_cifar10.py",
-            *("--init", "he", "--data", str(folder), "--epochs", "0", "--limit", "10"),
-            cwd=tmp_path,
-            XDG_CACHE_HOME=str(tmp_path / "home"),
-        )
-    assert {path.name for path in tmp_path.iterdir()} == {"home", "runs"}
-    (prepared,) = (tmp_path / "home" / "torch-geninit").iterdir()
+def test_a_folder_is_prepared_once_into_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    common = importlib.import_module("common")
+    first = common.open_data(str(folder), tmp_path, 10)
+    (prepared,) = tmp_path.iterdir()
     assert prepared.suffix == ".safetensors"
+    monkeypatch.setattr(common, "prepare", lambda *_, **__: pytest.fail("prepared again"))
+    again = common.open_data(str(folder), tmp_path, 10)
+    assert [len(part) for part in again] == [len(part) for part in first]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
 
 
 def test_without_network_one_sentence_says_what_to_do(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import torch_geninit as geninit
 from tests.support import golden_values as golden
 from tests.support import processes
 from torch_geninit.hub import manifest
@@ -88,11 +87,11 @@ class TestBits:
 
     @staticmethod
     def compare(verb: str, generator: str, model: nn.Module) -> None:
-        plain = dict(golden.apply(verb, generator, first(generator)).named_parameters())
+        plan, filled = golden.made(verb, generator, next(iter(golden.networks(generator))))
+        plain = dict(filled.named_parameters())
         other = dict(golden.apply(verb, generator, model).named_parameters())
-        generated = geninit.plan(model, verb, pretrained=generator, **golden.images(generator)).generated  # type: ignore[arg-type]
-        assert generated
-        for entry in generated:
+        assert plan.generated
+        for entry in plan.generated:
             rounded: Tensor = plain[entry.name].detach().to(other[entry.name].dtype)
             assert torch.equal(other[entry.name].detach().cpu(), rounded), entry.name
 

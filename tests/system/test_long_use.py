@@ -117,7 +117,7 @@ def test_a_warning_is_told_once_for_a_line(tiny_file: File) -> None:
 
         vae, ghn, noise_ghn = sys.argv[1:]
         published = published()
-        for seed in range(5):
+        for seed in range(2):
             geninit.vae_(net(), pretrained=vae, seed=seed)
             geninit.ghn_(net(), pretrained=ghn)
             geninit.noise_ghn_(net(), seed, pretrained=noise_ghn)

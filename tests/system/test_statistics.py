@@ -45,9 +45,8 @@ class Made(NamedTuple):
 def made(request: pytest.FixtureRequest) -> Made:
     """Every matrix that one generator makes for one network."""
     verb, generator, network = request.param
-    model = golden.NETWORKS[network]()
-    plan = geninit.plan(model, verb, pretrained=generator, **golden.images(generator))
-    found = matrices(plan, golden.apply(verb, generator, model))
+    plan, model = golden.made(verb, generator, network)
+    found = matrices(plan, model)
     if generator not in golden.OWN:
         head = 6.0 if generator == "ghn-cifar10" else 5.0
         factors = {name: head if name == "fc.weight" else 2.0 for name in found}

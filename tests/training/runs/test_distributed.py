@@ -11,23 +11,25 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support import processes
-from torch_geninit.training.loops import ghn
-from torch_geninit.training.runs.distributed import World
-
-SCRIPT = """
-import sys, torch
 from torch_geninit.training.loops import ghn, warm_start
 from torch_geninit.training.networks.search_space import SpaceOptions
+from torch_geninit.training.runs.distributed import World
 
-torch.set_num_threads(1)
-data, folder = sys.argv[1:]
-small = {"width": 16, "rounds": 1, "hidden": 16, "rank": 8, "linear_rank": 4, "depthwise_rank": 4}
-warm_start.SIZES.update(small, channels=8, kernel=3)
-ghn.check = lambda *_, **__: {}
-schedule = ghn.Schedule(((32, 1),), lr=1e-2, warmup=1, batch_size=8, networks=4)
-space = SpaceOptions({"plain": 1.0, "transformer": 1.0}, pool=4, most_macs=20_000_000)
-ghn.train_ghn(data, folder, schedule, space=space)
+RANK = """
+import sys, pytest
+from tests.training.runs.test_distributed import train
+train(*sys.argv[1:], pytest.MonkeyPatch())
 """
+
+
+def train(data: str | Path, folder: str | Path, patch: pytest.MonkeyPatch) -> None:
+    """Make one step of a small generator on four networks, shared by however many processes there are."""
+    small = {"width": 16, "rounds": 1, "hidden": 16, "rank": 8, "linear_rank": 4, "depthwise_rank": 4}
+    patch.setattr(warm_start, "SIZES", {**warm_start.SIZES, **small, "channels": 8, "kernel": 3})
+    patch.setattr(ghn, "check", lambda *_, **__: {})
+    schedule = ghn.Schedule(((32, 1),), lr=1e-2, warmup=1, batch_size=8, networks=4)
+    space = SpaceOptions({"plain": 1.0, "transformer": 1.0}, pool=4, most_macs=20_000_000)
+    ghn.train_ghn(data, folder, schedule, space=space)
 
 
 @pytest.fixture()
@@ -42,26 +44,24 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.safetensors"
 
 
-def test_two_processes_train_what_one_trains(data: Path, tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+def test_two_processes_train_what_one_trains(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
     # A rank's networks keep their order, so only the order of the sums over them differs.
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    commands = {"one": [], "two": ranks}
-    running = [
-        subprocess.Popen(
-            [sys.executable, *options, str(script), str(data), str(tmp_path / name)],
-            env=processes.environment(),
-            stderr=subprocess.PIPE,
-        )
-        for name, options in commands.items()
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ranks = subprocess.Popen(
+        [sys.executable, *torchrun, str(script), str(data), str(tmp_path / "two")],
+        env=processes.environment(),
+        stderr=subprocess.PIPE,
+    )
+    train(data, tmp_path / "one", monkeypatch)
+    _, errors = ranks.communicate(timeout=300)
+    assert ranks.returncode == 0, errors.decode()
     # Adam divides by the gradient's size, so rounding moves a weight whose gradient is nearly zero as far as
     # any other: the averaged gradients are compared, as the first step's momentum holds them.
-    one, two = (torch.load(tmp_path / name / "checkpoint.pt")["state"] for name in commands)
+    one, two = (torch.load(tmp_path / name / "checkpoint.pt")["state"] for name in ("one", "two"))
     momenta = [
         {index: state["exp_avg"] for index, state in each["optimizer"]["state"].items()}
         for each in (one, two)
