@@ -16,9 +16,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 import torch_geninit as geninit
+from tests.support.resnets import resnet8
 from torch_geninit.generators.base import WeightGenerator
-from torch_geninit.training.networks import resnet20
-from torch_geninit.training.networks.resnet import ResNet
 
 Generators = Callable[[str], WeightGenerator]
 SEEN: list[str] = []
@@ -146,9 +145,9 @@ def test_no_surroundings_change_a_value_or_see_how_it_is_made(
         return geninit.noise_ghn_(model, 7, pretrained=path, untrusted="generate")
 
     torch.manual_seed(0)
-    expected = fill(resnet20())
+    expected = fill(resnet8())
     torch.manual_seed(0)
-    model = resnet20()
+    model = resnet8()
     SEEN.clear()
     with AROUND[around]():
         stacks = [*_get_current_function_mode_stack()], [*_get_current_dispatch_mode_stack()]
@@ -168,7 +167,7 @@ GENERATORS_OWN = {"Linear", "GRUCell", "Embedding", "LayerNorm", "Sequential", "
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_the_graph_is_the_same_and_the_trace_unseen(around: str) -> None:
-    model = resnet20()
+    model = resnet8()
     expected = geninit.trace(model)
     with AROUND[around]():
         SEEN.clear()
@@ -181,7 +180,7 @@ def test_the_graph_is_the_same_and_the_trace_unseen(around: str) -> None:
 def test_a_model_of_fake_tensors_is_planned_and_its_writing_refused_in_words(tiny: Generators) -> None:
     weights = tiny("ghn")
     with FakeTensorMode():
-        model = resnet20()
+        model = resnet8()
         plan = geninit.plan(model, pretrained=weights, untrusted="generate")
         with pytest.raises(ValueError, match=r"(?s)parameter '.*weight' can't be written:.*FakeTensor"):
             geninit.ghn_(model, pretrained=weights, untrusted="generate")
@@ -226,8 +225,8 @@ def test_inside_a_function_being_compiled_a_call_is_refused_in_a_sentence(tiny: 
 
 
 def test_noise_hypernetworks_measure_apart_from_the_modes_of_others() -> None:
-    expected = geninit.noise_ghn_(resnet20(), 3).state_dict()
-    model = resnet20()
+    expected = geninit.noise_ghn_(resnet8(), 3).state_dict()
+    model = resnet8()
     with torch.device("meta"):
         geninit.noise_ghn_(model, 3)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
@@ -256,9 +255,9 @@ def without_onednn() -> Iterator[None]:
 
 @pytest.mark.parametrize("ambient", [flushed_denormals, without_onednn])
 def test_arithmetic_of_the_process_is_no_matter(ambient: Callable[[], AbstractContextManager[None]]) -> None:
-    expected = geninit.ghn_(ResNet((1, 1, 1), (16, 32, 64))).state_dict()
+    expected = geninit.ghn_(resnet8()).state_dict()
     with ambient():
-        model = geninit.ghn_(ResNet((1, 1, 1), (16, 32, 64)))
+        model = geninit.ghn_(resnet8())
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 

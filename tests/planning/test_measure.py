@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import torch_geninit as geninit
 from tests.support.contract import random_state, state
 from tests.support.probes import with_other_classes, with_probe
+from tests.support.resnets import resnet8
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.planning import measure as measuring
 from torch_geninit.planning import prediction as predictions
@@ -29,11 +30,11 @@ def measured(model: nn.Module, generator: WeightGenerator, **options: Any) -> Me
 
 
 class Around(nn.Module):
-    """A ResNet-20 whose input and output are handed through functions."""
+    """A ResNet-8 whose input and output are handed through functions."""
 
     def __init__(self, before: Any = None, after: Any = None, classes: int = 10) -> None:
         super().__init__()
-        self.net = resnet20(classes)
+        self.net = resnet8(classes)
         self.before, self.after = before, after
 
     def forward(self, x: Tensor) -> Any:
@@ -43,7 +44,7 @@ class Around(nn.Module):
 
 @pytest.fixture(scope="module")
 def usual(shipped: WeightGenerator) -> Measured:
-    return measured(resnet20(), shipped)
+    return measured(resnet8(), shipped)
 
 
 class TestKindsOfNetworks:
@@ -54,11 +55,11 @@ class TestKindsOfNetworks:
         "log-softmax": lambda: Around(after=nn.LogSoftmax(1)),
         "several outputs": lambda: Around(after=lambda out: {"mean": out.mean(), "logits": out}),
         "scores with room around": lambda: Around(after=lambda out: out[:, :, None, None]),
-        "data parallel": lambda: nn.DataParallel(resnet20()),
-        "bfloat16": lambda: resnet20().bfloat16(),
-        "synchronised norms": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(resnet20()),
-        "other classes": lambda: resnet20(100),
-        "frozen classifier": lambda: _frozen(resnet20(), "fc"),
+        "data parallel": lambda: nn.DataParallel(resnet8()),
+        "bfloat16": lambda: resnet8().bfloat16(),
+        "synchronised norms": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(resnet8()),
+        "other classes": lambda: resnet8(100),
+        "frozen classifier": lambda: _frozen(resnet8(), "fc"),
     }
 
     @pytest.mark.parametrize("which", SAME)
@@ -69,18 +70,19 @@ class TestKindsOfNetworks:
         assert found.right == pytest.approx(usual.right, abs=2)
         assert found.images == 160 and judge(found).trusted
 
-    def test_without_a_classifier_the_features_tell(self, shipped: WeightGenerator, usual: Measured) -> None:
-        body = nn.Sequential(*list(resnet20().children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        found = measured(body, shipped)
+    def test_without_a_classifier_the_features_tell(self, shipped: WeightGenerator) -> None:
+        whole = resnet20()
+        body = nn.Sequential(*list(whole.children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        found, usual = measured(body, shipped), measured(whole, shipped)
         assert found.right is None and found.near == pytest.approx(usual.near, abs=16)
         assert judge(found).trusted and found.gained is not None
 
     def test_images_of_other_classes_are_told_apart_by_the_features(self, shipped: WeightGenerator) -> None:
         other = with_other_classes(shipped)
         assert other.probe is not None
-        found = measured(resnet20(), other)
+        found = measured(resnet8(), other)
         assert (found.right, found.classes) == (None, 2), "its classifier knows neither of the two"
-        model = geninit.ghn_(resnet20(), pretrained=shipped).train()
+        model = geninit.ghn_(resnet8(), pretrained=shipped).train()
         read: list[Tensor] = []
         model.fc.register_forward_pre_hook(lambda module, args: read.append(args[0]))
         with torch.no_grad():
@@ -89,24 +91,24 @@ class TestKindsOfNetworks:
         assert near is not None and found.near == pytest.approx(int(near.sum()), abs=1)
 
     def test_in_grey(self, shipped: WeightGenerator) -> None:
-        model = resnet20()
+        model = resnet8()
         model.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
         found = measured(model, shipped)
         assert found.size == (1, 32, 32) and above_chance(found)
 
     def test_of_another_size(self, shipped: WeightGenerator) -> None:
-        found = measured(resnet20(), shipped, example_inputs=torch.zeros(1, 3, 40, 48))
+        found = measured(resnet8(), shipped, example_inputs=torch.zeros(1, 3, 40, 48))
         assert found.size == (3, 40, 48) and judge(found).trusted
 
     def test_named_arguments(self, shipped: WeightGenerator, usual: Measured) -> None:
-        found = measured(resnet20(), shipped, example_inputs={"x": torch.zeros(2, 3, 32, 32)})
+        found = measured(resnet8(), shipped, example_inputs={"x": torch.zeros(2, 3, 32, 32)})
         assert found.right == usual.right
 
     def test_a_part_is_measured_as_the_network_will_be(
         self, shipped: WeightGenerator, usual: Measured
     ) -> None:
         torch.manual_seed(0)
-        model = resnet20()
+        model = resnet8()
         found = measured(model, shipped, include="layer3.*")
         assert found.right is not None and not above_chance(found), "one filled stage among random ones"
         geninit.ghn_(model, pretrained=shipped)
@@ -115,7 +117,7 @@ class TestKindsOfNetworks:
 
     def test_frozen_layers_keep_what_they_hold(self, shipped: WeightGenerator) -> None:
         torch.manual_seed(0)
-        found = geninit.plan(_frozen(resnet20(), "layer2"), pretrained=shipped)
+        found = geninit.plan(_frozen(resnet8(), "layer2"), pretrained=shipped)
         assert found.verdict is not None and not found.verdict.trusted
 
 
@@ -143,10 +145,10 @@ class TestUnmeasured:
         return plan.verdict.reason
 
     def test_on_meta(self, shipped: WeightGenerator) -> None:
-        assert "meta device" in self.reason(resnet20().to("meta"), shipped)
+        assert "meta device" in self.reason(resnet8().to("meta"), shipped)
 
     def test_no_probe(self, ghn: WeightGenerator) -> None:
-        assert "no probe" in self.reason(resnet20(), ghn)
+        assert "no probe" in self.reason(resnet8(), ghn)
 
     def test_no_image(self, ghn: WeightGenerator) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
@@ -156,23 +158,23 @@ class TestUnmeasured:
         assert "its input is no image" in self.reason(channels, with_probe(ghn), example_inputs=inputs)
 
     def test_too_dear(self, shipped: WeightGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-        each = cost(geninit.trace(resnet20()))
+        each = cost(geninit.trace(resnet8()))
         monkeypatch.setattr(measuring, "BUDGET", 33 * each)
         monkeypatch.setattr(measuring, "MOST", 33 * each)
-        assert measured(resnet20(), shipped).images == 33
+        assert measured(resnet8(), shipped).images == 33
         monkeypatch.setattr(measuring, "BUDGET", 20 * each)
-        assert measured(resnet20(), shipped).images == 32, "never fewer"
+        assert measured(resnet8(), shipped).images == 32, "never fewer"
         monkeypatch.setattr(measuring, "MOST", 31 * each)
-        why = self.reason(resnet20(), shipped)
+        why = self.reason(resnet8(), shipped)
         assert f"at 3 x 32 x 32 an image takes {each:.2g} multiplications, too many to try it" in why
 
     def test_too_dear_at_its_size_is_tried_on_images_of_their_own(
         self, shipped: WeightGenerator, usual: Measured, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(measuring, "BUDGET", 161 * cost(geninit.trace(resnet20())))
+        monkeypatch.setattr(measuring, "BUDGET", 161 * cost(geninit.trace(resnet8())))
         monkeypatch.setattr(measuring, "MOST", 0.0)
         large = torch.zeros(1, 3, 128, 128)
-        found = measured(resnet20(), shipped, example_inputs=large)
+        found = measured(resnet8(), shipped, example_inputs=large)
         assert (found.size, found.images) == ((3, 32, 32), 160) and found.right == pytest.approx(
             usual.right, abs=8
         )
@@ -204,7 +206,7 @@ class TestManners:
         assert random_state() == random
 
     def test_values_of_the_model_play_no_part(self, shipped: WeightGenerator, usual: Measured) -> None:
-        model = resnet20()
+        model = resnet8()
         with torch.no_grad():
             for tensor in model.parameters():
                 tensor.fill_(float("nan"))
@@ -214,13 +216,13 @@ class TestManners:
 @pytest.fixture(scope="module")
 def member() -> nn.Module:
     """What the initialiser makes of seed 3."""
-    return geninit.noise_ghn_(resnet20(), 3)
+    return geninit.noise_ghn_(resnet8(), 3)
 
 
 class TestStatistics:
     def test_the_network_can_be_evaluated_at_once(self, shipped: WeightGenerator, usual: Measured) -> None:
-        model = geninit.ghn_(resnet20(), pretrained=shipped).eval()
-        by_hand = resnet20()
+        model = geninit.ghn_(resnet8(), pretrained=shipped).eval()
+        by_hand = resnet8()
         by_hand.load_state_dict(model.state_dict())
         assert shipped.probe is not None
         images = measuring.prepared(shipped.probe, shipped.config["input"], (3, 32, 32))
@@ -232,18 +234,18 @@ class TestStatistics:
         assert right == pytest.approx(usual.right, abs=4)
 
     def test_they_can_be_kept(self, shipped: WeightGenerator) -> None:
-        before = {name: buffer.clone() for name, buffer in resnet20().named_buffers()}
+        before = {name: buffer.clone() for name, buffer in resnet8().named_buffers()}
         for model in (
-            geninit.ghn_(resnet20(), pretrained=shipped, statistics="keep"),
-            geninit.plan(resnet20(), pretrained=shipped).write_(resnet20(), statistics="keep"),
+            geninit.ghn_(resnet8(), pretrained=shipped, statistics="keep"),
+            geninit.plan(resnet8(), pretrained=shipped).write_(resnet8(), statistics="keep"),
         ):
             assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
         with pytest.raises(ValueError, match="statistics: expected 'fill' or 'keep', got 'drop'"):
-            geninit.ghn_(resnet20(), pretrained=shipped, statistics="drop")  # type: ignore[arg-type]
+            geninit.ghn_(resnet8(), pretrained=shipped, statistics="drop")  # type: ignore[arg-type]
 
     def test_a_plan_writes_the_same_part_by_part(self, shipped: WeightGenerator) -> None:
-        whole = geninit.ghn_(resnet20(), pretrained=shipped)
-        model = nn.DataParallel(resnet20())
+        whole = geninit.ghn_(resnet8(), pretrained=shipped)
+        model = nn.DataParallel(resnet8())
         prediction = geninit.plan(model, pretrained=shipped).predict()
         for part in model.module.children():
             prediction.write_(part)
@@ -251,7 +253,7 @@ class TestStatistics:
             assert torch.equal(model.module.state_dict()[name], value), name
 
     def test_frozen_norms_keep_theirs(self, shipped: WeightGenerator) -> None:
-        model = geninit.ghn_(resnet20(), pretrained=shipped)
+        model = geninit.ghn_(resnet8(), pretrained=shipped)
         _frozen(model, "layer1")
         with torch.no_grad():
             for _, buffer in model.named_buffers():
@@ -262,7 +264,7 @@ class TestStatistics:
 
     def test_each_noisy_member_has_its_own(self) -> None:
         generator = geninit.load("noise-ghn-cifar10")
-        one, other = (geninit.noise_ghn_(resnet20(), seed, pretrained=generator) for seed in (0, 3))
+        one, other = (geninit.noise_ghn_(resnet8(), seed, pretrained=generator) for seed in (0, 3))
         assert not torch.allclose(one.bn1.running_mean, other.bn1.running_mean, atol=1e-3)
         assert generator.probe is not None
         images = measuring.prepared(generator.probe, generator.config["input"], (3, 32, 32))
@@ -277,20 +279,20 @@ class TestStatistics:
         return all(torch.equal(mine[name], others[name]) for name in others)
 
     def test_a_plan_gives_a_noisy_member_those_that_the_initialiser_gives(self, member: nn.Module) -> None:
-        plan = geninit.plan(resnet20(), "noise_ghn")
-        assert self.same(plan.write_(resnet20(), seed=3), member)
+        plan = geninit.plan(resnet8(), "noise_ghn")
+        assert self.same(plan.write_(resnet8(), seed=3), member)
         again = pickle.loads(pickle.dumps(plan))
-        assert self.same(again.write_(resnet20(), seed=3), member)
+        assert self.same(again.write_(resnet8(), seed=3), member)
 
     def test_a_plan_keeps_those_of_a_noisy_member_as_asked(self) -> None:
-        written = geninit.plan(resnet20(), "noise_ghn").write_(resnet20(), seed=3, statistics="keep")
-        fresh = dict(resnet20().named_buffers())
+        written = geninit.plan(resnet8(), "noise_ghn").write_(resnet8(), seed=3, statistics="keep")
+        fresh = dict(resnet8().named_buffers())
         assert all(torch.equal(buffer, fresh[name]) for name, buffer in written.named_buffers())
 
     def test_a_noisy_member_is_run_once_for_all_of_its_parts(
         self, member: nn.Module, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        model = resnet20()
+        model = resnet8()
         prediction = geninit.plan(model, "noise_ghn").predict(seed=3)
         runs: list[nn.Module] = []
         monkeypatch.setattr(
@@ -334,7 +336,7 @@ class TestRule:
         assert nearest_mean(features[:5], labels[:5], 3) is None, "one image of a class has no others"
 
     def test_he_is_hes(self, ghn: WeightGenerator) -> None:
-        drawn = he(geninit.plan(resnet20(), pretrained=ghn).generated)
-        weight = drawn["layer3.1.conv1.weight"].expand()
+        drawn = he(geninit.plan(resnet8(), pretrained=ghn).generated)
+        weight = drawn["layer3.0.conv2.weight"].expand()
         assert float(weight.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
         assert bool((drawn["bn1.weight"].expand() == 1).all() and (drawn["fc.bias"].expand() == 0).all())

@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_geninit as geninit
+from tests.support.resnets import resnet8
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.planning.trust import Measured
-from torch_geninit.training.networks.resnet import BasicBlock, ResNet, resnet20
+from torch_geninit.training.networks.resnet import BasicBlock, ResNet
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
 
 class Activated(nn.Module):
-    """A ResNet-20 in whose blocks, and after its stem, a function of the user's stands where ReLU did."""
+    """A ResNet-8 in whose blocks, and after its stem, a function of the user's stands where ReLU did."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.net = resnet20()
+        self.net = resnet8()
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def test_what_is_measured_is_what_the_network_does(which: str, shipped: WeightGe
 
 
 def test_functions_of_the_user_s_are_no_trap_by_themselves(shipped: WeightGenerator) -> None:
-    found, plain = measured(Activated(F.relu), shipped), measured(resnet20(), shipped)
+    found, plain = measured(Activated(F.relu), shipped), measured(resnet8(), shipped)
     assert found.right == plain.right
 
 

@@ -16,9 +16,9 @@ from torch import nn
 import torch_geninit as geninit
 from tests.support.plans import net
 from tests.support.probes import with_probe
+from tests.support.resnets import resnet8
 from torch_geninit.generators.base import WeightGenerator
 from torch_geninit.generators.ghn.encoder import Encoder
-from torch_geninit.training.networks.resnet import resnet20
 
 Generators = Callable[[str], WeightGenerator]
 
@@ -47,12 +47,12 @@ class TestUse:
 
     def test_printed_is_how_to_train_what_was_predicted(self, ghn: WeightGenerator) -> None:
         knowing = with_probe(ghn)
-        text = str(geninit.plan(resnet20(), pretrained=knowing, untrusted="generate"))
+        text = str(geninit.plan(resnet8(), pretrained=knowing, untrusted="generate"))
         assert (
             "to train: pixels from 0 to 1, minus 0.5, 0.5, 0.5, divided by 0.25, 0.25, 0.25; SGD at" in text
         )
         for other in (ghn, knowing):  # of the second a network of random answers gets nothing
-            assert "to train" not in str(geninit.plan(resnet20(), pretrained=other))
+            assert "to train" not in str(geninit.plan(resnet8(), pretrained=other))
 
     def test_entries_are_counted_walked_and_found_by_name(self, ghn: WeightGenerator) -> None:
         plan = geninit.plan(net(), pretrained=ghn)
@@ -245,15 +245,15 @@ class TestReplace:
 
 def test_members_of_an_ensemble_read_the_graph_once(encoded: list[int]) -> None:
     generator = geninit.load("noise-ghn-cifar10")
-    made = geninit.plan(resnet20(), "noise_ghn", pretrained=generator)
-    members = [made.write_(resnet20(), seed=seed) for seed in (1, 2)]
+    made = geninit.plan(resnet8(), "noise_ghn", pretrained=generator)
+    members = [made.write_(resnet8(), seed=seed) for seed in (1, 2)]
     assert len(encoded) == 1, "by the verdict"
     for seed, member in zip((1, 2), members, strict=True):
-        alone = geninit.noise_ghn_(resnet20(), seed, pretrained=generator)
+        alone = geninit.noise_ghn_(resnet8(), seed, pretrained=generator)
         assert all(map(torch.equal, member.parameters(), alone.parameters()))
     # What was read of it goes by the generator's values, too.
     with torch.no_grad():
         generator.get_parameter("encoder.norm.bias").add_(0.1)
-    changed, fresh = made.write_(resnet20(), seed=1), geninit.noise_ghn_(resnet20(), 1, pretrained=generator)
+    changed, fresh = made.write_(resnet8(), seed=1), geninit.noise_ghn_(resnet8(), 1, pretrained=generator)
     assert all(map(torch.equal, changed.parameters(), fresh.parameters()))
     assert not all(map(torch.equal, changed.parameters(), members[0].parameters()))

@@ -22,6 +22,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import torch_geninit as geninit
 from tests.conftest import tiny_generator
+from tests.support.resnets import resnet8
 from tests.support.sharding import (
     WAYS,
     Way,
@@ -35,7 +36,6 @@ from tests.support.sharding import (
 )
 from torch_geninit.generators.compact import Compact
 from torch_geninit.parameters import write as writing
-from torch_geninit.training.networks.resnet import ResNet
 
 Verb = Callable[..., nn.Module]
 
@@ -259,17 +259,13 @@ def who_asks_for_values_is_traced_before(world: World) -> None:
     assert_same(model, expected)
 
 
-def network() -> nn.Module:
-    return ResNet((1, 1, 1), (16, 32, 64))
-
-
 def the_verdict_is_measured_as_alone(world: World) -> None:
     """From whole predicted weights, without communication; the statistics are the same on every rank."""
     generator = geninit.load("ghn-cifar10")
-    expected = network()
+    expected = resnet8()
     alone_plan = geninit.plan(expected, pretrained=generator)
     alone_plan.write_(expected)
-    model = network()
+    model = resnet8()
     fully_shard(model, mesh=world.mesh("all"))
     with alone(world):
         plan = geninit.plan(model, pretrained=generator)

@@ -36,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "kernel": 3,
     }
     monkeypatch.setattr(warm_start, "SIZES", {**warm_start.SIZES, **sizes})
-    # Not narrower: on AVX2 oneDNN writes past its memory in the gradient of a strided 1x1 kernel that has fewer
+    # Not narrower: on AVX2 oneDNN writes past its memory in the gradient of a strided 1x1 kernel of fewer
     # than 8 input channels (uxlfoundation/oneDNN, issue 6035). Networks that are drawn have 8 or more.
     monkeypatch.setattr(search_space, "sample", lambda *_: Spec("basic", (1, 1), (8, 16)))
     # The held-out network is not of interest here and costs the most.
