@@ -28,8 +28,8 @@ PAGES = [
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Networks are tried on a quarter of the images, which takes most of the time.
-    monkeypatch.setattr(measure, "BUDGET", measure.BUDGET / 4)
+    # Networks are tried on the fewest images that will do: it takes most of the time.
+    monkeypatch.setattr(measure, "BUDGET", 0.0)
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks
