@@ -226,7 +226,7 @@ OWN: dict[tuple[str, Norm], str] = {
 
 @pytest.mark.parametrize(("family", "norm"), OWN)
 def test_a_family_gets_the_generator_that_was_trained_on_it(family: str, norm: Norm) -> None:
-    model = Spec(family, (2, 2, 2), (16, 32, 64), Style(norm=norm)).build(10)
+    model = Spec(family, (1, 1, 1), (16, 32, 64), Style(norm=norm)).build(10)
     plan = geninit.plan(model, pretrained="auto", example_inputs=torch.zeros(1, 3, 32, 32))
     assert plan.source == OWN[family, norm]
     assert plan.verdict is not None and plan.verdict.trusted and plan.verdict.measured is not None
